@@ -1,0 +1,1 @@
+"""Which circuits of a language model does finetuning strengthen?"""

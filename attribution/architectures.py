@@ -1,0 +1,83 @@
+"""Where each model family keeps its head outputs, neurons and unembedding. Data only: no logic, no torch.
+
+A row is a set of claims about module paths and layouts. `models.load` refutes a wrong row before anything is computed
+from it: shapes, the residual and logit identities, and a causal check (zeroing one head must change the logits).
+
+To add a family, add a row. Paths of layer parts are relative to one layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear that reads the residual stream, and who owns its output features.
+
+    Attributes:
+        module: path within the layer.
+        parts: owners of the output features in order: "q" (one slice per head), "k", "v" (per key/value head),
+            "gate", "up" (one feature per neuron).
+        per_head: the parts repeat for every head (GPT-NeoX) instead of standing as whole blocks.
+    """
+
+    module: str
+    parts: tuple[str, ...]
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family. A head is a slice of the *input* of `attention_out`, a neuron an entry of the *input* of `mlp_out`.
+
+    Attributes:
+        layers: path of the list of layers.
+        attention_out, mlp_out: the linears that write to the residual stream.
+        projections: the linears that read from it.
+        final_norm: path of the norm before the unembedding.
+        attention_post_norm, mlp_post_norm: norms between the linear and the residual stream, if any.
+        transposed: weights are stored [in, out] (transformers' Conv1D) instead of [out, in].
+    """
+
+    layers: str
+    attention_out: str
+    mlp_out: str
+    projections: tuple[Projection, ...]
+    final_norm: str
+    attention_post_norm: str | None = None
+    mlp_post_norm: str | None = None
+    transposed: bool = False
+
+
+_LLAMA = Architecture(
+    layers="model.layers",
+    attention_out="self_attn.o_proj",
+    mlp_out="mlp.down_proj",
+    projections=(
+        Projection("self_attn.q_proj", ("q",)),
+        Projection("self_attn.k_proj", ("k",)),
+        Projection("self_attn.v_proj", ("v",)),
+        Projection("mlp.gate_proj", ("gate",)),
+        Projection("mlp.up_proj", ("up",)),
+    ),
+    final_norm="model.norm",
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gpt2": Architecture(
+        layers="transformer.h",
+        attention_out="attn.c_proj",
+        mlp_out="mlp.c_proj",
+        projections=(
+            Projection("attn.c_attn", ("q", "k", "v")),
+            Projection("mlp.c_fc", ("up",)),
+        ),
+        final_norm="transformer.ln_f",
+        transposed=True,
+    ),
+}

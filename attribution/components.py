@@ -1,0 +1,301 @@
+"""The index of components of one model, and the exact partition of its parameters among them and the remainder.
+
+Ownership: head h owns its columns of the attention-out matrix (*writing*) and its query rows (*routing*); neuron n its
+column of the MLP-out matrix (*writing*) and its gate and up rows (*gating*); row v its row of the unembedding. Keys,
+values, biases, norms and embeddings belong to named remainder groups, in every architecture alike, so that results
+compare. A tied matrix is counted once per use: as embedding and as unembedding.
+
+Knows shapes and ownership; computes nothing about samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attribution.errors import ConfigError
+from attribution.models import Anatomy, anatomy
+
+KINDS = ("head", "neuron", "row")
+OUTPUT = "writing"  # the part whose <weight, gradient> is the component's first-order cause
+
+
+class Component(NamedTuple):
+    """One attention head, MLP neuron or unembedding row (layer -1, index the token id)."""
+
+    kind: str
+    layer: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """One parameter as used in one place.
+
+    Attributes:
+        name: the parameter's name under the module that uses it.
+        module, attribute: where to find it; looked up anew each time, since `untied` replaces one.
+        axis: the axis along which owners differ, None where one group owns all.
+        owners: group id per index along `axis`; a single id where axis is None.
+        output: whether it holds output weights of components.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    axis: int | None
+    owners: Tensor
+    output: bool
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return getattr(self.module, self.attribute)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum of an array shaped like the parameter over every axis but `axis`: one number per owner entry."""
+        if self.axis is None:
+            return values.sum().reshape(1)
+        others = [axis for axis in range(values.ndim) if axis != self.axis]
+        return values.sum(others) if others else values
+
+
+class Components:
+    """The components of one model and the partition of its parameters.
+
+    Attributes:
+        parts: the model's anatomy.
+        table: one row per component: kind, layer, index.
+        groups: one row per group of the partition: kind, layer, index, part; remainder groups have kind "remainder",
+            index -1 and their name as part.
+        uses: every parameter, once per use, with its owners.
+    """
+
+    def __init__(self, model: nn.Module | Anatomy):
+        self.parts = model if isinstance(model, Anatomy) else anatomy(model)
+        p = self.parts
+        layers, heads, neurons = p.depth, p.heads, p.neurons
+        self._offsets = {
+            ("head", "writing"): 0,
+            ("head", "routing"): layers * heads,
+            ("neuron", "writing"): 2 * layers * heads,
+            ("neuron", "gating"): 2 * layers * heads + layers * neurons,
+            ("row", "writing"): 2 * layers * heads + 2 * layers * neurons,
+        }
+        self._remainder: dict[tuple[int, str], int] = {}
+        self._first_remainder = self._offsets["row", "writing"] + p.vocabulary
+        self.uses = tuple(self._all_uses())
+
+    def __len__(self) -> int:
+        """Number of components."""
+        return self.parts.depth * (self.parts.heads + self.parts.neurons) + self.parts.vocabulary
+
+    @property
+    def group_count(self) -> int:
+        return self._first_remainder + len(self._remainder)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        return pd.concat([self._block(kind) for kind in KINDS], ignore_index=True)
+
+    @cached_property
+    def groups(self) -> pd.DataFrame:
+        blocks = [self._block(kind).assign(part=part) for kind, part in self._offsets]
+        rest = pd.DataFrame(
+            [("remainder", layer, -1, name) for layer, name in self._remainder], columns=["kind", "layer", "index", "part"]
+        )
+        return pd.concat([*blocks, rest], ignore_index=True)
+
+    @cached_property
+    def output_groups(self) -> np.ndarray:
+        """Group id of the output weights of every component, in the order of `table`."""
+        return np.flatnonzero((self.groups["part"] == OUTPUT) & (self.groups["kind"] != "remainder"))
+
+    def positions(self, chosen: Iterable[Component] | pd.DataFrame) -> np.ndarray:
+        """Positions in `table` of a set of components, sorted and without repetition.
+
+        Raises:
+            ConfigError: a kind, layer or index that this model does not have.
+        """
+        if isinstance(chosen, pd.DataFrame):
+            chosen = chosen[["kind", "layer", "index"]].itertuples(index=False, name=None)
+        return np.unique(np.array([self._position(Component(*c)) for c in chosen], dtype=np.int64))
+
+    def group_mask(self, positions: np.ndarray) -> Tensor:
+        """Bool [groups]: every part of the components at these positions of `table`."""
+        mask = torch.zeros(self.group_count, dtype=torch.bool)
+        heads = self.parts.depth * self.parts.heads
+        neurons = self.parts.depth * self.parts.neurons
+        for kind, start, size in (("head", 0, heads), ("neuron", heads, neurons), ("row", heads + neurons, self.parts.vocabulary)):
+            local = torch.as_tensor(positions[(positions >= start) & (positions < start + size)] - start)
+            for (owner, _part), offset in self._offsets.items():
+                if owner == kind:
+                    mask[offset + local] = True
+        return mask
+
+    @property
+    def remainder_mask(self) -> Tensor:
+        """Bool [groups]: every remainder group."""
+        return torch.arange(self.group_count) >= self._first_remainder
+
+    def reduce(self, value: Callable[[Use], Tensor | None], *, output_only: bool = False) -> Tensor:
+        """Sum an elementwise quantity within every group.
+
+        Args:
+            value: for a use, an array shaped like its parameter, or None for zero.
+            output_only: visit only the output weights of components.
+
+        Returns:
+            Float64 [groups], on the CPU.
+        """
+        total = torch.zeros(self.group_count, dtype=torch.float64)
+        for use in self.uses:
+            if output_only and not use.output:
+                continue
+            array = value(use)
+            if array is not None:
+                total.index_add_(0, use.owners, use.sums(array).double().cpu())
+        return total
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Float64 [groups]: number of parameter elements of each group."""
+        return self.reduce(lambda use: torch.ones((), device="cpu").expand(use.parameter.shape))
+
+    def first_order(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """First-order cause of every component from output weights and their gradients: <W_c, dM/dW_c>.
+
+        Summed over positions and samples this equals activation x gradient with a zero baseline; for rows the
+        activation is the logit minus its vocabulary mean, so the mean row is subtracted from W: the mean logit is
+        linear in the same hidden state.
+
+        Args:
+            gradients: gradient of a scalar by use name, see `gradients`.
+
+        Returns:
+            Float64 [components], in the order of `table`.
+        """
+
+        def product(use: Use) -> Tensor:
+            weight = use.parameter.detach()
+            if use.module is self.parts.unembedding:
+                weight = weight - weight.mean(0, keepdim=True)
+            return weight * gradients[use.name]
+
+        return self.reduce(product, output_only=True)[torch.as_tensor(self.output_groups)]
+
+    def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
+        """Gradient of a scalar for every use, without touching `.grad`. Run inside `untied` for tied models."""
+        wanted = [use for use in self.uses if use.parameter.requires_grad]
+        found = torch.autograd.grad(scalar, [use.parameter for use in wanted], allow_unused=True, materialize_grads=True)
+        return {use.name: gradient for use, gradient in zip(wanted, found, strict=True)}
+
+    @contextmanager
+    def untied(self) -> Iterator[None]:
+        """Give the unembedding its own copy of a tied matrix, so that gradients and swaps part by use; undone on exit."""
+        unembedding = self.parts.unembedding
+        shared = unembedding.weight
+        if shared is not self.parts.embedding.weight:
+            yield
+            return
+        unembedding.weight = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+        try:
+            yield
+        finally:
+            unembedding.weight = shared
+
+    def _block(self, kind: str) -> pd.DataFrame:
+        if kind == "row":
+            return pd.DataFrame({"kind": kind, "layer": -1, "index": np.arange(self.parts.vocabulary)})
+        count = self.parts.heads if kind == "head" else self.parts.neurons
+        layer, index = np.divmod(np.arange(self.parts.depth * count), count)
+        return pd.DataFrame({"kind": kind, "layer": layer, "index": index})
+
+    def _position(self, component: Component) -> int:
+        kind, layer, index = component
+        p = self.parts
+        counts = {"head": p.heads, "neuron": p.neurons, "row": p.vocabulary}
+        if kind not in counts:
+            raise ConfigError(f"unknown component kind {kind!r}; expected {', '.join(KINDS)}")
+        if kind == "row":
+            layer = 0 if layer == -1 else -1  # a row belongs to no layer
+        if not (0 <= layer < p.depth and 0 <= index < counts[kind]):
+            raise ConfigError(
+                f"there is no {kind} ({component.layer}, {index}); this model has {p.depth} layers of {p.heads} heads and "
+                f"{p.neurons} neurons, and {p.vocabulary} rows (layer -1)"
+            )
+        start = {"head": 0, "neuron": p.depth * p.heads, "row": p.depth * (p.heads + p.neurons)}[kind]
+        return start + layer * counts[kind] + index
+
+    def _all_uses(self) -> Iterator[Use]:
+        """Every parameter of every module, with its owners; the claims of components first, the rest by name."""
+        claims = dict(self._claims())
+        layer_of = {}
+        for number, layer in enumerate(self.parts.layers):
+            layer_of.update({module: number for module in layer.modules()})
+        for path, module in self.parts.model.named_modules():
+            for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                name = f"{path}.{attribute}" if path else attribute
+                axis, owners, output = None, None, False
+                if attribute == "weight" and module in claims:
+                    axis, owners, output = claims[module]
+                if owners is None:
+                    group = self._remainder_group(layer_of.get(module, -1), self._remainder_name(module, attribute))
+                    owners = torch.tensor([group])
+                elif len(owners) != parameter.shape[axis]:
+                    raise ConfigError(
+                        f"{name} has {parameter.shape[axis]} features along axis {axis}, its architecture row accounts for "
+                        f"{len(owners)}; correct the row in attribution/architectures.py"
+                    )
+                yield Use(name, module, attribute, axis, owners, output)
+
+    def _claims(self) -> Iterator[tuple[nn.Module, tuple[int, Tensor, bool]]]:
+        """(module, (axis, owners, output)) for every matrix that components own."""
+        p = self.parts
+        reads, writes = (1, 0) if p.row.transposed else (0, 1)  # axis of output features, of input features
+        for layer in range(p.depth):
+            yield p.attention_out[layer], (writes, self._ids("head", "writing", layer).repeat_interleave(p.head_dim), True)
+            yield p.mlp_out[layer], (writes, self._ids("neuron", "writing", layer), True)
+            for projection in p.row.projections:
+                pieces = [self._feature_owners(part, layer) for part in projection.parts]
+                if projection.per_head:
+                    pieces = [torch.cat([piece.view(p.heads, -1) for piece in pieces], dim=1).flatten()]
+                yield p.projection(layer, projection), (reads, torch.cat(pieces), False)
+        yield p.unembedding, (0, self._ids("row", "writing", 0), True)
+
+    def _feature_owners(self, part: str, layer: int) -> Tensor:
+        p = self.parts
+        if part == "q":
+            return self._ids("head", "routing", layer).repeat_interleave(p.head_dim)
+        if part in ("k", "v"):
+            group = self._remainder_group(layer, {"k": "keys", "v": "values"}[part])
+            return torch.full((p.kv_heads * p.head_dim,), group)
+        if part in ("gate", "up"):
+            return self._ids("neuron", "gating", layer)
+        raise ConfigError(f"unknown part {part!r} in an architecture row; expected q, k, v, gate, up")
+
+    def _ids(self, kind: str, part: str, layer: int) -> Tensor:
+        count = {"head": self.parts.heads, "neuron": self.parts.neurons, "row": self.parts.vocabulary}[kind]
+        start = self._offsets[kind, part] + layer * count
+        return torch.arange(start, start + count)
+
+    def _remainder_group(self, layer: int, name: str) -> int:
+        return self._remainder.setdefault((layer, name), self._first_remainder + len(self._remainder))
+
+    def _remainder_name(self, module: nn.Module, attribute: str) -> str:
+        p = self.parts
+        named = {p.embedding: "embedding", p.final_norm: "final norm", p.unembedding: "unembedding bias"}
+        if module in named:
+            return named[module]
+        if "norm" in type(module).__name__.lower():
+            return "norms"
+        if isinstance(module, nn.Embedding):
+            return "positions"
+        return "biases" if attribute == "bias" else "other"

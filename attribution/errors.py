@@ -1,0 +1,28 @@
+"""The package's own errors. Each carries one sentence that names the value, what was expected and what to do.
+
+The command line prints that sentence to stderr and exits with 2; anything else that escapes is a bug.
+"""
+
+
+class AttributionError(Exception):
+    """Base of every error a user can cause and mend."""
+
+
+class ModelError(AttributionError):
+    """A model that cannot be opened, is not a causal LM, or does not match its row in `architectures`."""
+
+
+class DataError(AttributionError):
+    """Samples or probes that cannot be read, tokenized or scored."""
+
+
+class ConfigError(AttributionError):
+    """An unknown key, name or value in what the user asked for."""
+
+
+class RunError(AttributionError):
+    """A run directory that cannot be used: not there, not writable, unfinished, or of another config."""
+
+
+class RecordError(AttributionError):
+    """A training that cannot be recorded truthfully, or that broke while it was recorded."""

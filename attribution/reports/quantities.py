@@ -1,0 +1,202 @@
+"""What a run says, as small tables: four quantities per component, behaviour, shares by place, and what is missing.
+
+Knows the frames of `store`; knows nothing about figures, HTML or Markdown, which all read the same tables from here.
+All quantities are changes or levels of the study's metric, mean over a probe set, in nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attribution.store import BATCH, Run
+
+KINDS = {"head": "heads", "neuron": "neurons", "row": "unembedding rows", "remainder": "remainder"}
+QUANTITIES = {
+    "cause": "cause before",  # influence at the start: exact ablation
+    "strengthening": "strengthening",  # influence at the last milestone minus at the start
+    "share": "update share",  # summed over steps
+    "graft": "graft",
+}
+_COMPONENT = ["probe", "layer", "index"]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The sum rule over the whole run: change = shares + residual (nats; NaN where not recorded)."""
+
+    change: float
+    shares: float
+    residual: float
+    resolved: float  # fraction of steps whose residual is within the bound
+    steps: int
+
+
+def probe_sets(run: Run) -> list[str]:
+    """Names of the probe sets anything was recorded for, in order of appearance; never the training batch."""
+    names: dict[str, None] = {}
+    for frame in (run.probes, run.influence, run.grafts, run.parts):
+        names.update(dict.fromkeys(str(name) for name in frame["probe"].dropna().unique()))
+    names.update(dict.fromkeys((run.result or {}).get("probes", {})))
+    return [name for name in names if name != BATCH]
+
+
+def meta(run: Run) -> dict[str, Any]:
+    """`meta.json`, or nothing where the run stopped before it was written."""
+    return run.meta if (run.path / "meta.json").exists() else {}
+
+
+def metric_name(run: Run) -> str:
+    """The study's metric as config.json names it."""
+    return shown(run.config.get("metric", "metric"), 40)
+
+
+def shown(value: Any, limit: int = 120) -> str:
+    """Any value from data as one line of printable text, cut at `limit` characters. Not escaped for any markup."""
+    text = value if isinstance(value, str) else str(value)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:limit])
+    return line + "…" if len(text) > limit else line
+
+
+def word(run: Run, token: int, limit: int = 32) -> str:
+    """A token as a quoted word in which spaces and newlines show; its id where the run holds no vocabulary."""
+    if not 0 <= token < len(run.vocabulary):
+        return f"token {token}"
+    text = run.vocabulary[token]
+    return repr(text[:limit]) + ("…" if len(text) > limit else "")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A number with its sign and `digits` significant digits; a dash where there is none."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:+.{digits}g}".replace("-", "−")
+
+
+def per_component(run: Run, kind: str) -> pd.DataFrame:
+    """The four quantities of every recorded component of one kind.
+
+    Returns:
+        One row per probe set and component: probe, layer, index, the columns of `QUANTITIES` (NaN where not
+        measured), and share_steps, the number of steps the share is summed over.
+    """
+    influence, parts, grafts = (_single(frame, kind) for frame in (run.influence, run.parts, run.grafts))
+    last = influence.groupby("probe")["step"].transform("max")
+    before = _total(influence[influence["step"] == 0], "effect")
+    after = _total(influence[(influence["step"] == last) & (influence["step"] > 0)], "effect")
+    recorded = parts[parts["share"].notna()]
+    columns = {
+        "cause": before,
+        "strengthening": after - before,
+        "share": _total(recorded, "share"),
+        "share_steps": recorded.groupby(_COMPONENT)["step"].nunique(),
+        "graft": _total(grafts[grafts["step"] == grafts.groupby("probe")["step"].transform("max")], "graft"),
+    }
+    pieces = [column.rename(name) for name, column in columns.items() if len(column)]
+    if not pieces:
+        return pd.DataFrame(columns=[*_COMPONENT, *columns]).astype(dict.fromkeys(columns, "float64"))
+    table = pd.concat(pieces, axis=1).reindex(columns=list(columns)).sort_index().reset_index()
+    return table.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
+
+
+def by_place(run: Run, probe: str) -> pd.DataFrame:
+    """Update share summed over steps by kind, layer and part; whole-layer rows stand in for the components below them."""
+    rows = run.parts[(run.parts["probe"] == probe) & run.parts["share"].notna()]
+    if rows.empty:
+        return pd.DataFrame(columns=["kind", "layer", "part", "share"])
+    rows = _plain(rows).assign(whole=rows["index"] < 0, share=rows["share"].astype("float64"))
+    totals = rows.groupby(["step", "kind", "layer", "part", "whole"])["share"].sum().unstack("whole")
+    totals = totals.reindex(columns=[True, False])
+    share = totals[True].fillna(totals[False]).rename("share")
+    return share.groupby(["kind", "layer", "part"]).sum().reset_index()
+
+
+def place_name(kind: str, part: str) -> str:
+    """How a kind of component and a part of it are called together: `heads, writing`."""
+    return f"{KINDS[kind]}, {part}" if kind in ("head", "neuron") else KINDS.get(kind, kind)
+
+
+def balance(run: Run, probe: str) -> Balance:
+    """Change, shares and residual of one probe set, summed over the steps."""
+    rows = run.probes[(run.probes["probe"] == probe) & (run.probes["step"] > 0)]
+    sums = rows[["change", "share_sum", "residual"]].astype("float64").sum(min_count=1)
+    resolved = rows["resolved"].dropna()
+    fraction = float(resolved.astype(bool).mean()) if len(resolved) else float("nan")
+    return Balance(*(float(value) for value in sums), fraction, int(rows["step"].nunique()))
+
+
+def behaviour(run: Run) -> pd.DataFrame:
+    """Metric before and after, its change, and the KL to the start, per probe set (index: probe)."""
+    table = {}
+    for probe in probe_sets(run):
+        rows = run.probes[run.probes["probe"] == probe].sort_values("step")
+        metric, kl = (rows[column].astype("float64").dropna() for column in ("metric", "kl"))
+        told = (run.result or {}).get("probes", {}).get(probe, {})
+        before, after = (metric.iloc[0], metric.iloc[-1]) if len(metric) else (told.get("before"), told.get("after"))
+        table[probe] = {"before": before, "after": after, "kl": kl.iloc[-1] if len(kl) else told.get("kl")}
+    frame = pd.DataFrame.from_dict(table, orient="index", columns=["before", "after", "kl"]).astype("float64")
+    frame.insert(2, "change", frame["after"] - frame["before"])
+    return frame
+
+
+def last_milestone(run: Run) -> int | None:
+    """The step of the last exact ablation after the start, None where there is none."""
+    steps = run.influence["step"]
+    return int(steps.max()) if len(steps) and steps.max() > 0 else None
+
+
+def not_measured(run: Run) -> list[str]:
+    """What the record lacks, one sentence each: what the run itself says, then what its frames show."""
+    found = [str(line) for line in meta(run).get("not_measured", [])]
+    if run.result is None:
+        state = run.status.get("state", "of unknown state")
+        found.insert(0, f"The run is not finished (status: {state}); what follows is the part that was recorded.")
+    if run.steps["loss"].isna().all():
+        found.append("Training loss: not recorded.")
+    if run.probes["metric"].isna().all():
+        found.append("Behaviour on probe sets: not recorded.")
+    elif run.probes["kl"].isna().all():
+        found.append("KL to the start: not recorded.")
+    if not run.vocabulary:
+        found.append("Words of the unembedding rows: the run holds no vocabulary, so tokens are given by number.")
+    for kind in ("head", "neuron"):
+        table = per_component(run, kind)
+        found += [line for quantity in QUANTITIES for line in _gaps(run, table, kind, quantity)]
+    if per_component(run, "row")["share"].isna().all():
+        found.append("Update share of unembedding rows: not recorded.")
+    return found
+
+
+def _gaps(run: Run, table: pd.DataFrame, kind: str, quantity: str) -> list[str]:
+    """What one quantity of one kind lacks: everywhere, on some probe sets, for some components, or in some steps."""
+    name, kinds = QUANTITIES[quantity].capitalize(), KINDS[kind]
+    probes = probe_sets(run)
+    counts = {probe: int(table.loc[table["probe"] == probe, quantity].notna().sum()) for probe in probes}
+    if not any(counts.values()):
+        return [f"{name} of {kinds}: not recorded."]
+    lines = []
+    if without := [shown(probe) for probe, count in counts.items() if not count]:
+        lines.append(f"{name} of {kinds}: not recorded for probe set {', '.join(without)}.")
+    total = len(table[["layer", "index"]].drop_duplicates())
+    if (fewest := min(count for count in counts.values() if count)) < total:
+        lines.append(f"{name} of {kinds}: recorded for {fewest} of {total} in this record; the others are drawn grey.")
+    steps = balance(run, probes[0]).steps
+    if quantity == "share" and (partial := int((table["share_steps"] < steps).sum())):
+        lines.append(f"{name} of {kinds}: {partial} of {len(table)} sums leave out steps in which they were not recorded.")
+    return lines
+
+
+def _single(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Rows of single components of one kind: no whole layers, no remainder, no training batch."""
+    return _plain(frame[(frame["kind"] == kind) & (frame["index"] >= 0) & (frame["probe"] != BATCH)])
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Categories as strings, so that grouping knows only the values that are there."""
+    return frame.astype({name: object for name in ("probe", "kind", "part") if name in frame})
+
+
+def _total(rows: pd.DataFrame, column: str) -> pd.Series:
+    values = rows[[*_COMPONENT, column]].astype({column: "float64"})
+    return values.groupby(_COMPONENT)[column].sum(min_count=1).dropna()

@@ -1,0 +1,280 @@
+"""Samples and probe sets: JSONL in and out, and the only place in the package that tokenizes.
+
+A sample is a prompt, the response a training step rewards, and a weight. Text is tokenized once, jointly; a boundary
+that re-tokenizes differently, or a word the tokenizer does not know, is refused rather than trained on silently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from attribution.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # label of a position that is not scored
+
+
+class Sample(BaseModel):
+    """What one training step sees, or one probe reads.
+
+    Attributes:
+        prompt: text before the response; never scored.
+        response: text that is scored; begins with the space that separates it from the prompt, if any.
+        weight: 1 for SFT, the advantage for RL.
+        contrast: other responses to the same prompt, for the logit difference.
+        id: your name for the sample, used in messages.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    response: str
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    contrast: tuple[str, ...] = ()
+    id: str | None = None
+
+
+class ProbeSet(BaseModel):
+    """Held-out samples that read one behaviour. Never trained on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def read(cls, path: str | Path, name: str | None = None) -> ProbeSet:
+        """Read a JSONL file; the name defaults to the file's stem. Raises DataError as `read_samples`."""
+        return cls(name=name or Path(path).stem, samples=tuple(read_samples(path)))
+
+
+def read_samples(path: str | Path) -> list[Sample]:
+    """Read samples from JSONL, one object per line with the fields of `Sample`; blank lines are skipped.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is not such an object (the line is named).
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(f"cannot read samples from {path}: {reason}; name a JSONL file") from None
+    samples = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                samples.append(Sample.model_validate(json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error.msg}); expected one object per line") from None
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"])) or "line"
+                raise DataError(
+                    f"{path}, line {number}: {where}: {first['msg'].lower()}; "
+                    f"fields are {', '.join(Sample.model_fields)}"
+                ) from None
+    if not samples:
+        raise DataError(f"{path} holds no samples; expected one JSON object per line with prompt and response")
+    return samples
+
+
+def write_samples(path: str | Path, samples: Iterable[Sample]) -> Path:
+    """Write samples as JSONL, leaving out fields that hold their default."""
+    lines = [json.dumps(sample.model_dump(exclude_defaults=True), ensure_ascii=False) for sample in samples]
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write samples to {path}: {error.strerror}; choose a directory you can write to") from None
+    return path
+
+
+def samples_from_text(text: str, *, prompt_words: int = 24, response_words: int = 8, limit: int | None = None) -> list[Sample]:
+    """Cut plain text into (prompt, response) samples of consecutive words, within paragraphs, without overlap.
+
+    Args:
+        text: any text; paragraphs are separated by blank lines.
+        prompt_words, response_words: words of each part.
+        limit: at most this many samples, spread evenly over the text.
+
+    Raises:
+        DataError: no paragraph is long enough.
+    """
+    length = prompt_words + response_words
+    samples = []
+    for paragraph in text.split("\n\n"):
+        words = paragraph.split()
+        for start in range(0, len(words) - length + 1, length):
+            piece = words[start : start + length]
+            samples.append(Sample(prompt=" ".join(piece[:prompt_words]), response=" " + " ".join(piece[prompt_words:])))
+    if not samples:
+        raise DataError(f"no paragraph has {length} words; lower the number of prompt or response words")
+    if limit is not None and limit < len(samples):
+        samples = [samples[i * len(samples) // limit] for i in range(limit)]
+    return samples
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as tokens.
+
+    Attributes:
+        ids: prompt and response token ids.
+        start: position of the first response token.
+        weight: of the sample.
+        contrasts: (position, token) pairs: where each contrast first differs from the response, and its token there.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    weight: float
+    contrasts: tuple[tuple[int, int], ...]
+
+    @property
+    def labels(self) -> list[int]:
+        """Token ids with the prompt masked, as trainers take them."""
+        return [IGNORED] * self.start + list(self.ids[self.start :])
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, context: int | None = None, end: bool = False
+) -> list[Encoded]:
+    """Tokenize samples. A beginning-of-sequence token is added where the tokenizer adds one.
+
+    Args:
+        tokenizer: of the model.
+        samples: what to encode.
+        context: the model's context window, in tokens.
+        end: append the end-of-sequence token to every response.
+
+    Raises:
+        DataError: no samples, an empty response, an unknown word, a boundary that re-tokenizes differently, a sample
+            longer than the context window, or a contrast equal to the response. The sample is named.
+    """
+    if not samples:
+        raise DataError("there are no samples; give at least one")
+    if end and tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token to append; set one or leave responses open")
+    return [_encode(tokenizer, sample, number, context, end) for number, sample in enumerate(samples, start=1)]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, number: int, context: int | None, end: bool) -> Encoded:
+    name = f"sample {sample.id or number}"
+    prompt = _tokens(tokenizer, sample.prompt, name)
+    ids = _joint(tokenizer, sample.prompt, prompt, sample.response, name)
+    if not prompt:
+        raise DataError(f"{name}: the prompt is empty and the tokenizer adds no beginning token; give the response something to follow")
+    contrasts = []
+    for other in sample.contrast:
+        other_ids = _joint(tokenizer, sample.prompt, prompt, other, name)
+        differ = next((i for i, (a, b) in enumerate(zip(ids, other_ids, strict=False)) if a != b), None)
+        if differ is None:
+            raise DataError(f"{name}: contrast {other!r} equals the response {sample.response!r} or begins like it; give one that differs")
+        contrasts.append((differ, other_ids[differ]))
+    if end:
+        ids = [*ids, tokenizer.eos_token_id]
+    if context is not None and len(ids) > context:
+        raise DataError(f"{name}: {len(ids)} tokens do not fit the model's context window of {context}; shorten the prompt")
+    return Encoded(tuple(ids), len(prompt), sample.weight, tuple(contrasts))
+
+
+def _joint(tokenizer: PreTrainedTokenizerBase, text: str, prompt: list[int], response: str, name: str) -> list[int]:
+    ids = _tokens(tokenizer, text + response, name)
+    if ids == prompt:
+        raise DataError(f"{name}: response {response!r} tokenizes to nothing; give at least one token")
+    if ids[: len(prompt)] != prompt:
+        raise DataError(
+            f"{name}: prompt and response fuse at their boundary ({text[-12:]!r} + {response[:12]!r} tokenize differently "
+            "together); move the space between them to the start of the response"
+        )
+    return ids
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[int]:
+    added = tokenizer("")["input_ids"]
+    begin = added[:1] if added and added[0] == tokenizer.bos_token_id else []
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown in ids and not (tokenizer.unk_token or "") in text:
+        raise DataError(f"{name}: the tokenizer does not know a word of {text[-60:]!r}; use words of its vocabulary")
+    return begin + ids
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as one padded batch.
+
+    A *scored position* is one whose next token belongs to a response; logits there predict it. Metrics take logits at
+    scored positions only, [token, vocabulary], sample after sample.
+
+    Attributes:
+        ids, mask: Int [sample, position], padded on the right.
+        labels: Int [sample, position], -100 where a position is not scored.
+        weights: Float [sample].
+        contrast: Int [pair, 4]: sample, scored token, response token, contrast token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    weights: Tensor
+    contrast: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def scored(self) -> Tensor:
+        """Bool [sample, position]: whether the *next* token of this position is scored."""
+        return torch.cat([self.labels[:, 1:] != IGNORED, torch.zeros_like(self.labels[:, :1], dtype=torch.bool)], dim=1)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Int [token]: the response tokens, in the order of scored positions."""
+        return self.labels[self.labels != IGNORED]
+
+    @cached_property
+    def sample_of(self) -> Tensor:
+        """Int [token]: the sample of every response token."""
+        return self.scored.nonzero()[:, 0]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Int [sample]: response tokens."""
+        return self.scored.sum(1)
+
+
+def collate(encoded: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
+    """Pad encoded samples to one batch."""
+    length = max(len(e.ids) for e in encoded)
+
+    def padded(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
+        return torch.tensor([list(row) + [fill] * (length - len(row)) for row in rows], device=device)
+
+    first = list(accumulate((len(e.ids) - e.start for e in encoded), initial=0))  # scored tokens before each sample
+    pairs = [(n, first[n] + where - e.start, e.ids[where], token) for n, e in enumerate(encoded) for where, token in e.contrasts]
+    return Batch(
+        ids=padded((e.ids for e in encoded), 0),
+        mask=padded(([1] * len(e.ids) for e in encoded), 0),
+        labels=padded((e.labels for e in encoded), IGNORED),
+        weights=torch.tensor([e.weight for e in encoded], device=device),
+        contrast=torch.tensor(pairs, device=device, dtype=torch.long).view(-1, 4),
+    )
+
+
+def batches(encoded: Sequence[Encoded], size: int, device: torch.device | str = "cpu") -> list[Batch]:
+    """Consecutive batches of at most `size` samples, in order."""
+    return [collate(encoded[i : i + size], device) for i in range(0, len(encoded), size)]

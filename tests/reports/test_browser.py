@@ -1,0 +1,114 @@
+"""The page in a browser: drawn, readable, silent, and equal to the frames."""
+
+import os
+import shutil
+
+import pytest
+
+from attribution.reports import quantities, report
+from attribution.store import read_run
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def sync_api():
+    return pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium")
+    if not executable:
+        complain = pytest.fail if os.environ.get("CI") else pytest.skip
+        complain("no chromium on this machine: install it with `apt-get install chromium`")
+    with sync_api().sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        opened = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a run's page; on leaving, it must have logged nothing and asked the network for nothing."""
+    logged, asked, pages = [], [], []
+
+    def go(path, width=1280, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        pages.append(page)
+        page.on("console", lambda message: logged.append(message.text))
+        page.on("pageerror", lambda error: logged.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(report(path).as_uri())
+        sync_api().expect(page.locator(".plot:not(:has(.main-svg))")).to_have_count(0)
+        return page
+
+    yield go
+    for page in pages:
+        page.close()
+    assert logged == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_every_figure_is_drawn(visit, finished, unfinished):
+    assert visit(finished).locator(".js-plotly-plot").count() == 10
+    page = visit(unfinished)
+    assert page.locator(".js-plotly-plot").count() == 9
+    assert page.locator("#scatter .absent").is_visible()
+
+
+def test_heat_map_cells_and_hover_are_the_frame(visit, finished):
+    page, table = visit(finished), quantities.per_component(read_run(finished), "head")
+    cells = table[table["probe"] == "conflict"].set_index(["layer", "index"])
+    plot = page.locator("#heads .plot").first
+    drawn = plot.evaluate("plot => plot._fullData.map(panel => Array.from(panel.z, row => Array.from(row)))")
+    for name, grid in zip(quantities.QUANTITIES, drawn, strict=True):
+        assert [value for row in grid for value in row] == pytest.approx(cells[name].tolist(), abs=1e-12)
+    plot.scroll_into_view_if_needed()
+    place = """(plot, [column, row]) => {
+        const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
+        return [box.left + xaxis._offset + xaxis.d2p(column), box.top + yaxis._offset + yaxis.d2p(row)];
+    }"""
+    for layer, head in ((0, 0), (2, 3)):
+        page.mouse.move(*plot.evaluate(place, [head, layer]))
+        hover = plot.locator(".hoverlayer .hovertext", has_text=f"layer {layer}, head {head}")
+        hover.wait_for()
+        for name, label in quantities.QUANTITIES.items():
+            assert f"{label}: {quantities.signed(cells.loc[(layer, head), name])} (rank" in hover.text_content()
+
+
+def test_no_button_sends_a_figure_away(visit, finished):
+    buttons = visit(finished).locator(".modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
+    assert len(buttons) == 10
+    assert {title.split()[0] for title in buttons} == {"Download"}
+
+
+def test_layer_0_is_drawn_below_layer_2(visit, finished):
+    axis = visit(finished).locator("#heads .plot").first.evaluate("p => [0, 2].map(l => p._fullLayout.yaxis.d2p(l))")
+    assert axis[0] > axis[1]
+
+
+def test_words_of_rows_are_text(visit, finished):
+    labels = visit(finished).locator("#rows .ytick text").all_text_contents()
+    assert any(label.startswith("'<script>alert(1)</script>'") for label in labels)
+    assert all(len(label) < 60 for label in labels)
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_and_its_figures_have_the_colour_of_its_text(visit, finished, width, scheme):
+    page = visit(finished, width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    widths = page.evaluate("[...document.querySelectorAll('.main-svg')].map(svg => svg.getBoundingClientRect().right)")
+    assert max(widths) <= width
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill") == ink
+
+
+def test_a_change_of_scheme_recolours_the_figures(visit, finished):
+    page = visit(finished)
+    before = page.evaluate("getComputedStyle(document.body).color")
+    page.emulate_media(color_scheme="dark")
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert ink != before
+    sync_api().expect(page.locator(".xtick text").first).to_have_css("fill", ink)
