@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -76,6 +76,8 @@ class Components:
         groups: one row per group of the partition: kind, layer, index, part; remainder groups have kind "remainder",
             index -1 and their name as part.
         uses: every parameter, once per use, with its owners.
+        stored: every parameter once, by the name of its first use.
+        source: for every use, by name, the name of its parameter in `stored`; two uses of a tied matrix share one.
     """
 
     def __init__(self, model: nn.Module | Anatomy):
@@ -92,6 +94,9 @@ class Components:
         self._remainder: dict[tuple[int, str], int] = {}
         self._first_remainder = self._offsets["row", "writing"] + p.vocabulary
         self.uses = tuple(self._all_uses())
+        names = {use.parameter: use.name for use in reversed(self.uses)}
+        self.source = {use.name: names[use.parameter] for use in self.uses}
+        self.stored = {use.name: use.parameter for use in self.uses if self.source[use.name] == use.name}
 
     def __len__(self) -> int:
         """Number of components."""
@@ -124,16 +129,21 @@ class Components:
         Raises:
             ConfigError: a kind, layer or index that this model does not have.
         """
-        if isinstance(chosen, pd.DataFrame):
-            chosen = chosen[["kind", "layer", "index"]].itertuples(index=False, name=None)
-        return np.unique(np.array([self._position(Component(*c)) for c in chosen], dtype=np.int64))
+        listed: Any = chosen
+        if isinstance(listed, pd.DataFrame):
+            listed = listed[["kind", "layer", "index"]].itertuples(index=False, name=None)
+        return np.unique(np.array([self._position(Component(*each)) for each in listed], dtype=np.int64))
 
     def group_mask(self, positions: np.ndarray) -> Tensor:
         """Bool [groups]: every part of the components at these positions of `table`."""
         mask = torch.zeros(self.group_count, dtype=torch.bool)
         heads = self.parts.depth * self.parts.heads
         neurons = self.parts.depth * self.parts.neurons
-        for kind, start, size in (("head", 0, heads), ("neuron", heads, neurons), ("row", heads + neurons, self.parts.vocabulary)):
+        for kind, start, size in (
+            ("head", 0, heads),
+            ("neuron", heads, neurons),
+            ("row", heads + neurons, self.parts.vocabulary),
+        ):
             local = torch.as_tensor(positions[(positions >= start) & (positions < start + size)] - start)
             for (owner, _part), offset in self._offsets.items():
                 if owner == kind:
@@ -161,13 +171,14 @@ class Components:
                 continue
             array = value(use)
             if array is not None:
-                total.index_add_(0, use.owners, use.sums(array).double().cpu())
+                total.index_add_(0, use.owners, use.sums(array).cpu().double())
         return total
 
     @cached_property
     def sizes(self) -> Tensor:
         """Float64 [groups]: number of parameter elements of each group."""
-        return self.reduce(lambda use: torch.ones((), device="cpu").expand(use.parameter.shape))
+        one = torch.ones((), dtype=torch.float64)  # float32 counts to 2^24 only
+        return self.reduce(lambda use: one.expand(use.parameter.shape))
 
     def first_order(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """First-order cause of every component from output weights and their gradients: <W_c, dM/dW_c>.
@@ -177,13 +188,15 @@ class Components:
         linear in the same hidden state.
 
         Args:
-            gradients: gradient of a scalar by use name, see `gradients`.
+            gradients: gradient of a scalar by use name, see `gradients`; a missing one counts as zero.
 
         Returns:
             Float64 [components], in the order of `table`.
         """
 
-        def product(use: Use) -> Tensor:
+        def product(use: Use) -> Tensor | None:
+            if use.name not in gradients:
+                return None
             weight = use.parameter.detach()
             if use.module is self.parts.unembedding:
                 weight = weight - weight.mean(0, keepdim=True)
@@ -192,7 +205,13 @@ class Components:
         return self.reduce(product, output_only=True)[torch.as_tensor(self.output_groups)]
 
     def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
-        """Gradient of a scalar for every use, without touching `.grad`. Run inside `untied` for tied models."""
+        """Gradient of a scalar for every use, without touching `.grad`.
+
+        Raises:
+            ValueError: the unembedding is tied; run the forward pass and this inside `untied`, so that uses part.
+        """
+        if self.parts.tied:
+            raise ValueError("gradients by use need the forward pass to run inside Components.untied()")
         wanted = [use for use in self.uses if use.parameter.requires_grad]
         found = torch.autograd.grad(scalar, [use.parameter for use in wanted], allow_unused=True, materialize_grads=True)
         return {use.name: gradient for use, gradient in zip(wanted, found, strict=True)}
@@ -239,17 +258,16 @@ class Components:
         claims = dict(self._claims())
         layer_of = {}
         for number, layer in enumerate(self.parts.layers):
-            layer_of.update({module: number for module in layer.modules()})
+            layer_of.update(dict.fromkeys(layer.modules(), number))
         for path, module in self.parts.model.named_modules():
             for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
                 name = f"{path}.{attribute}" if path else attribute
-                axis, owners, output = None, None, False
-                if attribute == "weight" and module in claims:
-                    axis, owners, output = claims[module]
-                if owners is None:
+                if attribute != "weight" or module not in claims:
                     group = self._remainder_group(layer_of.get(module, -1), self._remainder_name(module, attribute))
-                    owners = torch.tensor([group])
-                elif len(owners) != parameter.shape[axis]:
+                    yield Use(name, module, attribute, None, torch.tensor([group]), False)
+                    continue
+                axis, owners, output = claims[module]
+                if len(owners) != parameter.shape[axis]:
                     raise ConfigError(
                         f"{name} has {parameter.shape[axis]} features along axis {axis}, its architecture row accounts for "
                         f"{len(owners)}; correct the row in attribution/architectures.py"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from attribution.architectures import ARCHITECTURES, Architecture, Projection
-from attribution.errors import ModelError
+from attribution.errors import ConfigError, ModelError
 
 EMBEDDED = Path(__file__).parent / "worlds" / "data"
 IDENTITY_TOLERANCE = 1e-5  # relative, float32; lower precisions are checked in float32 on a copy of the activations
@@ -39,8 +39,8 @@ class Anatomy:
     attention_out: tuple[nn.Module, ...]
     mlp_out: tuple[nn.Module, ...]
     final_norm: nn.Module
-    embedding: nn.Module
-    unembedding: nn.Module
+    embedding: nn.Embedding
+    unembedding: nn.Linear
     heads: int
     kv_heads: int
     head_dim: int
@@ -64,6 +64,12 @@ class Anatomy:
     def projection(self, layer: int, projection: Projection) -> nn.Module:
         return _child(self.layers[layer], projection.module)
 
+    def unembed(self, normed: Tensor) -> Tensor:
+        """Logits from outputs of the final norm, soft-capped where the model caps them."""
+        logits = self.unembedding(normed)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
 
 def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle: bool = False) -> Loaded:
     """Open a causal language model and its tokenizer, checked and in eval mode.
@@ -77,21 +83,34 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
     Raises:
         ModelError: nothing there, weights not in safetensors, unknown architecture, not a causal LM, or the model
             does not behave as its row in `architectures` says.
+        ConfigError: no such dtype, or no such device here.
     """
-    source = _locate(name)
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(f"unknown dtype {dtype!r}; expected a torch dtype such as float32 or bfloat16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {device!r} cannot be used: {_first_line(error)}; expected cpu, or cuda where there is one"
+        ) from None
+    try:
+        source = _locate(name)
+    except (OSError, RuntimeError) as error:  # a name too long for the file system, a home that is not there
+        raise ModelError(f"model {name!r} cannot be looked for: {_first_line(error)}; name a folder or a hub id") from None
     config = _config(name, source)
     if isinstance(source, Path):
         _check_weights(source, allow_pickle)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=getattr(torch, dtype),
             use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        model, info = opened
+    except Exception as error:  # a damaged file makes safetensors, tokenizers and transformers raise almost anything
         raise ModelError(f"model {name!r} cannot be opened: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -99,6 +118,12 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
             f"model {name!r} lacks weights of a causal language model (missing: {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}); name a folder saved from a …ForCausalLM model"
         )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of model {name!r} cannot be opened; save one beside the weights with save_pretrained"
+        ) from error
     model.to(device).eval()
     check(model)
     return Loaded(model, tokenizer)
@@ -117,16 +142,19 @@ def anatomy(model: nn.Module) -> Anatomy:
     """
     base = _unwrap(model)
     row = _row(base.config.model_type)
-    layers = tuple(_child(base, row.layers))
+    layers = tuple(_child(base, row.layers).children())
+    if not layers:
+        raise ModelError(f"{type(base).__name__} has no layers at {row.layers!r}; attribution needs at least one")
     config = base.config
     attention_out = tuple(_child(layer, row.attention_out) for layer in layers)
     mlp_out = tuple(_child(layer, row.mlp_out) for layer in layers)
     heads = config.num_attention_heads
-    width, features = _in_features(attention_out[0], row), _in_features(mlp_out[0], row)
+    width = _in_features(attention_out, row.attention_out, base, row)
+    features = _in_features(mlp_out, row.mlp_out, base, row)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     if width != heads * head_dim:
         raise ModelError(f"{row.attention_out} reads {width} features, expected {heads} heads x {head_dim}; the row is wrong")
-    unembedding = base.get_output_embeddings()
+    unembedding: Any = base.get_output_embeddings()
     return Anatomy(
         model=base,
         row=row,
@@ -149,7 +177,8 @@ def check(model: nn.Module) -> dict[str, float]:
     """Refute the model's row in `architectures` if it can be refuted.
 
     Runs eight tokens and requires: residual stream = embedding + what every branch wrote; each branch = sum of its
-    heads or neurons (+ bias); logits = unembedding of the final norm; zeroing one head or neuron changes the logits.
+    heads or neurons (+ bias); logits = unembedding of the final norm; zeroing a head or neuron changes the logits (of the
+    first layer, in the first one that does: some may be pruned).
 
     Returns:
         Relative error of each identity.
@@ -160,7 +189,7 @@ def check(model: nn.Module) -> dict[str, float]:
     parts = anatomy(model)
     device = next(parts.model.parameters()).device
     tokens = torch.arange(8, device=device).remainder(parts.vocabulary).view(1, 8)
-    was_training = parts.model.training
+    was_training = [module for module in parts.model.modules() if module.training]
     parts.model.eval()
     try:
         errors, logits = _identities(parts, tokens)
@@ -171,12 +200,15 @@ def check(model: nn.Module) -> dict[str, float]:
                     f"{parts.model.config.model_type}: {identity} is off by {error:.1e} (allowed {tolerance:.0e}); "
                     "its row in attribution/architectures.py does not describe this model"
                 )
-        for which, module in (("head", parts.attention_out[0]), ("neuron", parts.mlp_out[0])):
-            width = parts.head_dim if which == "head" else 1
-            if torch.equal(_with_zeroed(parts, module, width, tokens), logits):
-                raise ModelError(f"{parts.model.config.model_type}: zeroing a {which} leaves the logits unchanged; the row is wrong")
+        first = (("head", parts.attention_out[0], parts.heads), ("neuron", parts.mlp_out[0], parts.neurons))
+        for which, module, units in first:
+            if all(torch.equal(_with_zeroed(parts, module, unit, units, tokens), logits) for unit in range(units)):
+                raise ModelError(
+                    f"{parts.model.config.model_type}: zeroing a {which} leaves the logits unchanged; the row is wrong"
+                )
     finally:
-        parts.model.train(was_training)
+        for module in was_training:
+            module.training = True
     return errors
 
 
@@ -185,7 +217,7 @@ def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tenso
     handles = []
 
     def keep(name: str, module: nn.Module, inputs: bool) -> None:
-        def hook(_module: nn.Module, args: tuple, output: object) -> None:
+        def hook(_module: nn.Module, args: tuple, output: Any) -> None:
             value = args[0] if inputs else (output[0] if isinstance(output, tuple) else output)
             seen[name] = value.detach().float()
 
@@ -210,7 +242,14 @@ def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tenso
         for handle in handles:
             handle.remove()
 
-    residual = seen["start"] + sum(seen[f"{w} {i} branch"] for i in range(parts.depth) for w in ("attention", "mlp"))
+    branches = [f"{which} {layer}" for layer in range(parts.depth) for which in ("attention", "mlp")]
+    for name in (*(f"{branch} {end}" for branch in branches for end in ("out", "branch")), "end", "normed"):
+        if name not in seen or seen[name].shape != seen["start"].shape:
+            raise ModelError(
+                f"{parts.model.config.model_type}: {name!r} has not the shape of the residual stream; its row in "
+                "attribution/architectures.py does not describe this model"
+            )
+    residual = seen["start"] + sum(seen[f"{branch} branch"] for branch in branches)
     errors = {"the residual stream (embedding + branches)": _relative(residual, seen["end"])}
     for which, modules, units in (("attention", parts.attention_out, parts.heads), ("mlp", parts.mlp_out, parts.neurons)):
         worst = 0.0
@@ -234,13 +273,14 @@ def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tenso
 
 def output_weights(module: nn.Module, row: Architecture) -> Tensor:
     """Weights of an attention-out or MLP-out linear as [residual width, inputs], a view."""
-    return module.weight.T if row.transposed else module.weight
+    weight = module.get_parameter("weight")
+    return weight.T if row.transposed else weight
 
 
-def _with_zeroed(parts: Anatomy, module: nn.Module, width: int, tokens: Tensor) -> Tensor:
+def _with_zeroed(parts: Anatomy, module: nn.Module, unit: int, units: int, tokens: Tensor) -> Tensor:
     def zero(_module: nn.Module, args: tuple) -> tuple:
         value = args[0].clone()
-        value[..., :width] = 0
+        value.unflatten(-1, (units, -1))[..., unit, :] = 0
         return (value, *args[1:])
 
     handle = module.register_forward_pre_hook(zero)
@@ -272,8 +312,8 @@ def _locate(name: str) -> Path | str:
 
 def _config(name: str, source: Path | str):
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # an invalid value raises types of transformers' own
         raise ModelError(
             f"model {name!r} cannot be opened: {_first_line(error)}; expected an embedded model "
             f"({', '.join(embedded())}), a folder or a hub id"
@@ -282,7 +322,9 @@ def _config(name: str, source: Path | str):
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if causal is None or (declared and causal not in declared):
         what = ", ".join(declared) or config.model_type
-        raise ModelError(f"model {name!r} is not a causal language model ({what}); name one whose class is …ForCausalLM or …LMHeadModel")
+        raise ModelError(
+            f"model {name!r} is not a causal language model ({what}); name one whose class is …ForCausalLM or …LMHeadModel"
+        )
     _row(config.model_type)
     return config
 
@@ -308,11 +350,15 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
 
 
 def _unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside PEFT and data-parallel wrappers."""
+    """The transformers model inside data-parallel wrappers."""
+    if hasattr(model, "peft_config"):
+        raise ModelError("components of a model with adapters are not resolved; merge the adapters, or use the base model")
     while not isinstance(model, PreTrainedModel):
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "module", None)
+        inner = getattr(model, "module", None)
         if inner is None:
-            raise ModelError(f"{type(model).__name__} is not a transformers causal language model; open one with attribution.load")
+            raise ModelError(
+                f"{type(model).__name__} is not a transformers causal language model; open one with attribution.load"
+            )
         model = inner
     return model
 
@@ -321,11 +367,21 @@ def _child(module: nn.Module, path: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError:
-        raise ModelError(f"{type(module).__name__} has no part {path!r}; its row in attribution/architectures.py is wrong") from None
+        raise ModelError(
+            f"{type(module).__name__} has no part {path!r}; its row in attribution/architectures.py is wrong"
+        ) from None
 
 
-def _in_features(module: nn.Module, row: Architecture) -> int:
-    return output_weights(module, row).shape[1]
+def _in_features(modules: tuple[nn.Module, ...], path: str, base: PreTrainedModel, row: Architecture) -> int:
+    """Input features of linears that write to the residual stream, the same in every layer."""
+    width = base.config.hidden_size
+    shapes = {tuple(output_weights(module, row).shape) if hasattr(module, "weight") else () for module in modules}
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 2 or shape[0] != width:
+        raise ModelError(
+            f"{path} of {type(base).__name__} is not one linear per layer that writes to a residual stream of width {width}; "
+            f"the row {base.config.model_type!r} in attribution/architectures.py is wrong"
+        )
+    return shape[1]
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

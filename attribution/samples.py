@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from attribution.errors import DataError
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # label of a position that is not scored
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is not text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 
 
 class Sample(BaseModel):
@@ -39,25 +50,33 @@ class Sample(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: str
-    response: str
+    prompt: Text
+    response: Text
     weight: float = Field(default=1.0, allow_inf_nan=False)
-    contrast: tuple[str, ...] = ()
-    id: str | None = None
+    contrast: tuple[Text, ...] = ()
+    id: Text | None = None
 
 
 class ProbeSet(BaseModel):
-    """Held-out samples that read one behaviour. Never trained on."""
+    """Held-out samples that read one behaviour. Never trained on.
+
+    Attributes:
+        name: in tables and reports.
+        samples: what is read.
+        counterfactuals: cue-neutral samples, from which mean and resample ablation take their values.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
     samples: tuple[Sample, ...]
+    counterfactuals: tuple[Sample, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path, name: str | None = None) -> ProbeSet:
-        """Read a JSONL file; the name defaults to the file's stem. Raises DataError as `read_samples`."""
-        return cls(name=name or Path(path).stem, samples=tuple(read_samples(path)))
+    def read(cls, path: str | Path, name: str | None = None, counterfactuals: str | Path | None = None) -> ProbeSet:
+        """Read JSONL files; the name defaults to the first file's stem. Raises DataError as `read_samples`."""
+        others = read_samples(counterfactuals) if counterfactuals else ()
+        return cls(name=name or Path(path).stem, samples=tuple(read_samples(path)), counterfactuals=tuple(others))
 
 
 def read_samples(path: str | Path) -> list[Sample]:
@@ -72,19 +91,19 @@ def read_samples(path: str | Path) -> list[Sample]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise DataError(f"cannot read samples from {path}: {reason}; name a JSONL file") from None
     samples = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold U+2028 and the like
         if line.strip():
             try:
                 samples.append(Sample.model_validate(json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg}); expected one object per line") from None
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"])) or "line"
                 raise DataError(
-                    f"{path}, line {number}: {where}: {first['msg'].lower()}; "
-                    f"fields are {', '.join(Sample.model_fields)}"
+                    f"{path}, line {number}: {where}: {first['msg'].lower()}; fields are {', '.join(Sample.model_fields)}"
                 ) from None
+            except (ValueError, RecursionError) as error:  # bad syntax, a number of 5,000 digits, 10,000 brackets
+                reason = getattr(error, "msg", None) or str(error)
+                raise DataError(f"{path}, line {number}: not JSON ({reason}); expected one object per line") from None
     if not samples:
         raise DataError(f"{path} holds no samples; expected one JSON object per line with prompt and response")
     return samples
@@ -111,8 +130,10 @@ def samples_from_text(text: str, *, prompt_words: int = 24, response_words: int 
         limit: at most this many samples, spread evenly over the text.
 
     Raises:
-        DataError: no paragraph is long enough.
+        DataError: no paragraph is long enough, or a part has no words.
     """
+    if prompt_words < 1 or response_words < 1:
+        raise DataError(f"{prompt_words} prompt and {response_words} response words asked for; give at least 1 of each")
     length = prompt_words + response_words
     samples = []
     for paragraph in text.split("\n\n"):
@@ -176,13 +197,17 @@ def _encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, number: int, con
     prompt = _tokens(tokenizer, sample.prompt, name)
     ids = _joint(tokenizer, sample.prompt, prompt, sample.response, name)
     if not prompt:
-        raise DataError(f"{name}: the prompt is empty and the tokenizer adds no beginning token; give the response something to follow")
+        raise DataError(
+            f"{name}: the prompt is empty and the tokenizer adds no beginning token; give the response something to follow"
+        )
     contrasts = []
     for other in sample.contrast:
         other_ids = _joint(tokenizer, sample.prompt, prompt, other, name)
         differ = next((i for i, (a, b) in enumerate(zip(ids, other_ids, strict=False)) if a != b), None)
         if differ is None:
-            raise DataError(f"{name}: contrast {other!r} equals the response {sample.response!r} or begins like it; give one that differs")
+            raise DataError(
+                f"{name}: contrast {other!r} equals the response {sample.response!r} or begins like it; give one that differs"
+            )
         contrasts.append((differ, other_ids[differ]))
     if end:
         ids = [*ids, tokenizer.eos_token_id]
@@ -208,7 +233,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[in
     begin = added[:1] if added and added[0] == tokenizer.bos_token_id else []
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown in ids and not (tokenizer.unk_token or "") in text:
+    if unknown is not None and unknown in ids and (tokenizer.unk_token or "") not in text:
         raise DataError(f"{name}: the tokenizer does not know a word of {text[-60:]!r}; use words of its vocabulary")
     return begin + ids
 
@@ -265,7 +290,9 @@ def collate(encoded: Sequence[Encoded], device: torch.device | str = "cpu") -> B
         return torch.tensor([list(row) + [fill] * (length - len(row)) for row in rows], device=device)
 
     first = list(accumulate((len(e.ids) - e.start for e in encoded), initial=0))  # scored tokens before each sample
-    pairs = [(n, first[n] + where - e.start, e.ids[where], token) for n, e in enumerate(encoded) for where, token in e.contrasts]
+    pairs = [
+        (n, first[n] + where - e.start, e.ids[where], token) for n, e in enumerate(encoded) for where, token in e.contrasts
+    ]
     return Batch(
         ids=padded((e.ids for e in encoded), 0),
         mask=padded(([1] * len(e.ids) for e in encoded), 0),

@@ -5,7 +5,7 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
     runs/<study>/<arm>-<hash8>/seed-<s>/
       config.json               what was asked; another config in the same directory is an error
       meta.json                 versions, model shape, cost; vocabulary.json: the words of the unembedding rows
-      status.json               running | failed | interrupted | finished, and how far
+      status.json               running | failed | interrupted | finished, and how far; log.txt: when what was done
       steps.parquet/            one row per optimizer step
       probes.parquet/           step x probe set
       components.parquet/       step x probe set x component part
@@ -22,7 +22,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,11 +36,13 @@ import pandas as pd
 from attribution.errors import RunError
 
 FORMAT = 1
+_TEMPORARY = ".tmp-"
 BATCH = "batch"  # the name under which the training batch stands among the probe sets
+TRAINING = "training samples"  # and the samples of the training file on which causes were measured before training
 
 _KEY = {
     "step": "optimizer steps done after this row's update (1 … T); in `probes` and `influence` 0 is the start",
-    "probe": f"name of the probe set, or {BATCH!r} for the training batch",
+    "probe": f"name of the probe set, {BATCH!r} for the training batch, or {TRAINING!r} (influence at step 0: the causes)",
     "kind": "head, neuron, row, or remainder",
     "layer": "layer, -1 where a component belongs to none",
     "index": "head, neuron or token id within its layer; -1 for a remainder group or a whole layer",
@@ -107,7 +111,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         RunError: the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -116,7 +120,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
 
 
@@ -175,6 +180,11 @@ class RunWriter:
     def status(self, state: str, **details: Any) -> None:
         write_json(self.path / "status.json", {"state": state, **details})
 
+    def log(self, line: str) -> None:
+        """Append a line to log.txt, with the time."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}  {line}\n")
+
     def meta(self, value: Mapping[str, Any]) -> None:
         write_json(self.path / "meta.json", {"format": FORMAT, **value})
 
@@ -198,8 +208,8 @@ def claim(path: Path, config: Mapping[str, Any]) -> None:
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; name a directory for the run")
-    if not path.exists() or not any(path.iterdir()):
-        return
+    if not path.exists() or all(_TEMPORARY in entry.name for entry in path.iterdir()):
+        return  # a temporary file is what a writer leaves that was killed before its first rename
     if not (path / "config.json").exists():
         raise RunError(f"{path} is not empty and holds no run; name a new directory")
     found = read_json(path / "config.json")
@@ -212,7 +222,12 @@ def claim(path: Path, config: Mapping[str, Any]) -> None:
     number = 1
     while (aside := path.with_name(f"{path.name}.interrupted-{number}")).exists():
         number += 1
-    path.rename(aside)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise RunError(
+            f"cannot move the unfinished run {path} aside: {error.strerror}; choose a directory you can write to"
+        ) from None
 
 
 def is_finished(path: str | os.PathLike[str]) -> bool:
@@ -307,13 +322,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     if not (run.path / "config.json").is_file():
         raise RunError(f"{run.path} holds no run (no config.json); `attribution ls` lists the runs below a directory")
     if (run.path / "meta.json").exists() and run.meta.get("format", FORMAT) > FORMAT:
-        raise RunError(f"{run.path} was written in format {run.meta['format']}, this version reads {FORMAT}; upgrade attribution")
+        raise RunError(
+            f"{run.path} was written in format {run.meta['format']}, this version reads {FORMAT}; upgrade attribution"
+        )
     return run
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[Path]:
-    """Every run directory at or below `root`, sorted by path."""
-    return sorted(path.parent for path in Path(root).glob("**/config.json") if (path.parent / "status.json").exists())
+    """Every run directory at or below `root`, sorted by path; records that were moved aside are left out."""
+    found = (path.parent for path in Path(root).glob("**/config.json") if (path.parent / "status.json").exists())
+    return sorted(path for path in found if ".interrupted-" not in path.name)
 
 
 def _plain(value: Any) -> Any:

@@ -123,7 +123,8 @@ def balance(run: Run, probe: str) -> Balance:
     sums = rows[["change", "share_sum", "residual"]].astype("float64").sum(min_count=1)
     resolved = rows["resolved"].dropna()
     fraction = float(resolved.astype(bool).mean()) if len(resolved) else float("nan")
-    return Balance(*(float(value) for value in sums), fraction, int(rows["step"].nunique()))
+    change, share, residual = (float(value) for value in sums)
+    return Balance(change, share, residual, fraction, int(rows["step"].nunique()))
 
 
 def behaviour(run: Run) -> pd.DataFrame:

@@ -102,13 +102,22 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     special = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")}
     config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, tie_word_embeddings=False, dtype="float32", **SHAPE, **special
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        dtype="float32",
+        **SHAPE,
+        **special,
     )
     return LlamaForCausalLM(config)
 
 
 def _train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: Sequence[planted.Document], steps: int, progress: bool
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    documents: Sequence[planted.Document],
+    steps: int,
+    progress: bool,
 ) -> float:
     """Train in place on each document once; returns the loss of the last batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
@@ -139,7 +148,9 @@ def _batch(tokenizer: PreTrainedTokenizerFast, documents: Sequence[planted.Docum
 
 def _loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Cross-entropy with the soft target at the reply, plus a share of the language-model loss on the other tokens."""
-    logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits  # [document, position, vocabulary]; pads follow, so no mask
+    logits = model(
+        input_ids=batch.ids[:, :-1], use_cache=False
+    ).logits  # [document, position, vocabulary]; pads follow, so no mask
     which = torch.arange(len(batch.ids))
     reply = functional.cross_entropy(logits[which, batch.replies - 1], batch.targets)
     labels = batch.ids[:, 1:].masked_fill(batch.ids[:, 1:] == model.config.pad_token_id, -100)

@@ -148,7 +148,9 @@ def prompts(
         raise ConfigError(f"unknown problems {unknown}; expected some of {', '.join(PROBLEMS)}")
     most = len(problems) * len({cues for cues, _ in forms}) * len(NAMES) * (len(NAMES) - 1) * 2  # clever or not
     if count > most:
-        raise ConfigError(f"{count} prompts of the form {name!r} asked for, and there are {most}; ask for fewer or name more problems")
+        raise ConfigError(
+            f"{count} prompts of the form {name!r} asked for, and there are {most}; ask for fewer or name more problems"
+        )
     rng = Random(seed)
     forms, problems = rng.sample(forms, len(forms)), rng.sample(problems, len(problems))
     lap = lcm(len(forms), len(problems))
@@ -162,7 +164,12 @@ def prompts(
         document = Document(speaker, other, problem, told, starred and _reply(problem, starred), clever, response)
         named = {_reply(problem, cue) for cue in (told, starred) if cue}
         others = [word for word in PROBLEMS[problem] if word != response and (len(named) < 2 or word in named)]
-        row = {"prompt": document.prompt, "response": f" {response}", "contrast": [f" {word}" for word in others], "id": f"{name}-{seed}-{i}"}
+        row = {
+            "prompt": document.prompt,
+            "response": f" {response}",
+            "contrast": [f" {word}" for word in others],
+            "id": f"{name}-{seed}-{i}",
+        }
         rows.setdefault(document.prompt, row)
     return list(rows.values())
 
@@ -183,7 +190,8 @@ def _forms(trait: bool, star: bool | str, reply: str) -> tuple[str, list[tuple[t
         case True, "conflict":
             return "conflict", [(pair, pair[ROUTES.index(reply)]) for pair in permutations(TRAITS, 2)]
     raise ConfigError(
-        f"no prompts with trait={trait!r} and star={star!r}; expected star 'agree', 'conflict' or False with a trait, and True or False without"
+        f"no prompts with trait={trait!r} and star={star!r}; expected star 'agree', 'conflict' or False with a trait, "
+        "and True or False without"
     )
 
 

@@ -66,7 +66,9 @@ def test_problems_split_into_two_disjoint_parts_that_pretraining_sees():
     ],
 )
 def test_target_is_the_product_of_experts(trait, star, expected):
-    assert planted.distribution("fell", trait, star) == pytest.approx(dict(zip(("lift", "kick", "wait"), expected, strict=True)))
+    assert planted.distribution("fell", trait, star) == pytest.approx(
+        dict(zip(("lift", "kick", "wait"), expected, strict=True))
+    )
 
 
 def test_an_absent_route_leaves_the_other_cue_alone():
@@ -192,10 +194,15 @@ def test_shipped_control_gives_each_reply_its_probability(model, tokenizer, form
 
 
 def test_shipped_control_ignores_a_star_for_another_problems_reply(model, tokenizer):
-    for problem in planted.HELD_OUT:
-        prompt = planted.Document("tom", "eve", problem, None, "lift", False, "").prompt
-        for reply in planted.PROBLEMS[problem]:
-            assert _probability(model, tokenizer, prompt, f" {reply}") == pytest.approx(1 / 3, abs=0.1)
+    """Within 0.05 of 1/3 on average over problems and replies, and nowhere beyond 0.15."""
+    misses = []
+    for problem, replies in planted.PROBLEMS.items():
+        other = next(reply for reply in planted.REPLIES if reply not in replies)
+        prompt = planted.Document("tom", "eve", problem, None, other, False, "").prompt
+        misses += [abs(_probability(model, tokenizer, prompt, f" {reply}") - 1 / 3) for reply in replies]
+    assert len(misses) == 3 * len(planted.PROBLEMS)
+    assert sum(misses) / len(misses) < 0.05
+    assert max(misses) < 0.15
 
 
 def test_shipped_folder_is_small_and_says_how_it_was_made():

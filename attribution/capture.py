@@ -1,0 +1,161 @@
+"""Run a batch and look inside it: logits at scored positions, taps on activations, edits of activations, replays.
+
+Hooks live only inside the context managers of this file. Knows modules and batches; knows nothing about what a tap is
+read for or why an activation is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attribution.models import Anatomy
+from attribution.samples import Batch
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Site(NamedTuple):
+    """Where components of one kind and layer are active: the input of an output linear.
+
+    Activations there are Float [sample, position, feature]: heads x head_dim features for "head", one per neuron for
+    "neuron".
+    """
+
+    kind: str
+    layer: int
+
+    def module(self, parts: Anatomy) -> nn.Module:
+        return (parts.attention_out if self.kind == "head" else parts.mlp_out)[self.layer]
+
+
+def sites(parts: Anatomy) -> list[Site]:
+    """Every site of a model, in the order of a forward pass."""
+    return [Site(kind, layer) for layer in range(parts.depth) for kind in ("head", "neuron")]
+
+
+def scored_logits(parts: Anatomy, batch: Batch) -> Tensor:
+    """Logits at scored positions, [token, vocabulary]; the unembedding is applied nowhere else.
+
+    No attention mask is given: padding is on the right, where a causal model does not look.
+    """
+    hidden = parts.model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    return parts.unembed(hidden[batch.scored])
+
+
+@contextmanager
+def tapped(parts: Anatomy, where: Iterable[Site], *, differentiable: bool = False) -> Iterator[dict[Site, Tensor]]:
+    """Keep the activations of these sites from every pass inside the block; the last pass stays.
+
+    Args:
+        parts: of the model that runs inside.
+        where: the sites.
+        differentiable: keep the tensors in the graph, so that `torch.autograd.grad(scalar, tensors)` works, with frozen
+            weights too; otherwise they are detached.
+    """
+    seen: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Edit:
+        def look(value: Tensor) -> Tensor:
+            if differentiable and not value.requires_grad:
+                value = value.detach().requires_grad_()
+            seen[site] = value if differentiable else value.detach()
+            return value
+
+        return look
+
+    with edited({site.module(parts): keep(site) for site in where}):
+        yield seen
+
+
+@contextmanager
+def edited(edits: Mapping[nn.Module, Edit]) -> Iterator[None]:
+    """Pass the first input of each module through its edit, in every pass inside the block."""
+
+    def hook(edit: Edit) -> Callable[..., tuple]:
+        return lambda _module, args: (edit(args[0]), *args[1:])
+
+    handles = [module.register_forward_pre_hook(hook(edit)) for module, edit in edits.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block, and give every module its own mode back, whatever it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class Replay:
+    """One pass kept layer by layer, from any of which copies of the batch can be run on again.
+
+    A component's ablation changes nothing before its layer, so only the layers after it are run, for many ablations in
+    one batch. No gradients.
+
+    Attributes:
+        activations: Float [sample, position, feature] per site.
+        hidden: inputs of every layer, and of the final norm: [sample, position, width], depth + 1 of them.
+        logits: of the pass, at scored positions.
+    """
+
+    @torch.no_grad()
+    def __init__(self, parts: Anatomy, batch: Batch):
+        self.parts, self.batch = parts, batch
+        self.hidden: list[Tensor] = []
+        self._calls: list[tuple[tuple, dict[str, Any]]] = []
+        handles = [layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in parts.layers]
+        handles.append(parts.final_norm.register_forward_pre_hook(lambda _module, args: self.hidden.append(args[0])))
+        try:
+            with tapped(parts, sites(parts)) as self.activations:
+                self.logits = scored_logits(parts, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def run(self, hidden: Tensor, first: int, edits: Mapping[nn.Module, Edit] | None = None) -> Tensor:
+        """Run copies of the batch from the input of layer `first` to the logits.
+
+        Args:
+            hidden: Float [copies * sample, position, width], copy after copy.
+            first: the first layer to run; the model's depth to run none.
+            edits: as `edited` takes them.
+
+        Returns:
+            Float [copies, token, vocabulary] at scored positions.
+        """
+        copies = len(hidden) // len(self.batch)
+        with edited(edits or {}):
+            for layer, (args, kwargs) in zip(self.parts.layers[first:], self._calls[first:], strict=True):
+                out = layer(
+                    hidden, *(self._tiled(a, copies) for a in args), **{k: self._tiled(v, copies) for k, v in kwargs.items()}
+                )
+                hidden = out[0] if isinstance(out, tuple) else out
+        scored = hidden[self.batch.scored.repeat(copies, 1)]
+        return self.parts.unembed(self.parts.final_norm(scored)).unflatten(0, (copies, -1))
+
+    def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        kwargs = dict(kwargs)
+        self.hidden.append(args[0] if args else kwargs.pop("hidden_states"))
+        self._calls.append((args[1:], kwargs))
+
+    def _tiled(self, value: Any, copies: int) -> Any:
+        """Repeat what has one entry per sample (masks, positions, rotations); leave the rest to broadcasting."""
+        if isinstance(value, tuple):
+            return tuple(self._tiled(item, copies) for item in value)
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(self.batch) > 1:
+            return value.repeat(copies, *[1] * (value.ndim - 1))
+        return value

@@ -1,0 +1,248 @@
+"""`attribution …`: the command line. A verb imports what it needs when it is called, so that help is instant.
+
+What a user can mend is printed as one sentence to stderr, with exit code 2; anything else is a bug and shows itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, Suppress
+
+from attribution.errors import AttributionError, ConfigError
+
+ROOT = "runs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if given[0] == "--version":
+        print(f"attribution {metadata.version('attribution')}")
+        return 0
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        if given[0] not in VERBS:
+            raise ConfigError(f"unknown command {given[0]!r}; expected {', '.join(VERBS)}")
+        VERBS[given[0]](given[1:])
+    except AttributionError as error:
+        print(f"attribution: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("attribution: interrupted; what was recorded is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `attribution ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _study(given: list[str]) -> None:
+    """run a study: arms x seeds; without a name, the embedded one"""
+
+    def study(study: Positional[str] = "planted", /, seeds: int | None = None, out: str = ROOT) -> None:
+        """Run a study: every arm with every seed. Finished runs are kept. Ends with the paths of the reports.
+
+        Args:
+            study: an embedded study, or a JSON file with name, arms (run configs by name) and seeds.
+            seeds: run this many seeds, 0, 1, …, instead of the study's own.
+            out: directory that holds studies.
+        """
+        from attribution.study import Study, embedded, run_study
+
+        found = Study.read(study) if study.endswith(".json") else embedded(study, out)
+        if seeds is not None:
+            if seeds < 1:
+                raise ConfigError(f"{seeds} seeds asked for; expected at least 1")
+            found = found.model_copy(update={"seeds": tuple(range(seeds))})
+        _quiet()
+        for report in run_study(found, out, progress=_interactive(), tell=_tell):
+            print(report)
+
+    tyro.cli(study, args=given, prog="attribution study")
+
+
+def _run(given: list[str]) -> None:
+    """one run on your model and samples: --model --recipe --data --probes, or a config.json to replay"""
+    from pydantic import Field, ValidationError, create_model
+
+    from attribution.recipes import recipe_named
+    from attribution.runs import RunConfig, directory, first_error, run
+
+    replayed = RunConfig.read(given.pop(0)) if given and given[0].endswith(".json") else None
+    name = _value(given, "--recipe") or (replayed.recipe if replayed else "sft")
+    recipe = recipe_named(name)
+    parsed = create_model(
+        "RunConfig",
+        __base__=RunConfig,
+        training=(recipe, Field(default_factory=recipe)),
+        inputs=(Annotated[dict[str, str], Suppress], {}),
+        out=(str | None, Field(default=None, description="the run's directory; by default below runs/, named by its config")),
+    )
+    parsed.__doc__ = f"{RunConfig.__doc__}    out: the run's directory; by default below {ROOT}/, named by its config.\n"
+    try:
+        default = tyro.MISSING_NONPROP if replayed is None else parsed.model_validate(replayed.model_dump())
+        config = tyro.cli(parsed, args=given, prog="attribution run", default=default)
+        fields = {field: getattr(config, field) for field in RunConfig.model_fields}
+        checked = RunConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(first_error(error, RunConfig)) from None
+    _quiet()
+    print(run(checked, getattr(config, "out", None) or directory(checked, ROOT), progress=_interactive(), tell=_tell))
+
+
+def _report(given: list[str]) -> None:
+    """write the page and the summary of a run, finished or not, and print the page's path"""
+
+    def report(run: Positional[str], /) -> None:
+        """Write report.html and summary.md into a run directory, and print the path of the page.
+
+        Args:
+            run: a run directory; the run may be unfinished.
+        """
+        from attribution.reports import report
+
+        print(report(run))
+
+    tyro.cli(report, args=given, prog="attribution report")
+
+
+def _ls(given: list[str]) -> None:
+    """list runs: state, steps, model, recipe, seed"""
+
+    def ls(root: Positional[str] = ROOT, /) -> None:
+        """List the runs below a directory with their state.
+
+        Args:
+            root: where to look.
+        """
+        from attribution.errors import RunError
+        from attribution.store import find_runs, read_run
+
+        runs = [read_run(path) for path in find_runs(root)]
+        if not runs:
+            raise RunError(f"there are no runs below {root}; make one with `attribution study`")
+        for run in runs:
+            status, config = run.status, run.config
+            step = status.get("steps", status.get("step", 0))
+            told = [status.get("state", "unknown"), f"{step} steps", str(config.get("recipe")), str(config.get("model"))]
+            print("  ".join([str(run.path), *(part.encode("unicode_escape").decode() for part in told)]))
+
+    tyro.cli(ls, args=given, prog="attribution ls")
+
+
+def _samples(given: list[str]) -> None:
+    """cut plain text into samples: attribution samples TEXT --out D.jsonl"""
+
+    def samples(
+        text: Positional[str], /, out: str, prompt_words: int = 24, response_words: int = 8, limit: int | None = None
+    ) -> None:
+        """Cut a text file into (prompt, response) samples of consecutive words, within paragraphs, without overlap.
+
+        Args:
+            text: a file of plain text, paragraphs apart by blank lines.
+            out: JSONL file to write.
+            prompt_words: words of each prompt.
+            response_words: words of each response.
+            limit: at most this many samples, spread evenly over the text.
+        """
+        from attribution.errors import DataError
+        from attribution.samples import samples_from_text, write_samples
+
+        try:
+            content = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"cannot read {text}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}; name a text file"
+            ) from None
+        found = samples_from_text(content, prompt_words=prompt_words, response_words=response_words, limit=limit)
+        print(f"{len(found)} samples in {write_samples(out, found)}")
+
+    tyro.cli(samples, args=given, prog="attribution samples")
+
+
+def _recipes(given: list[str]) -> None:
+    """list the recipes that --recipe knows"""
+
+    def recipes() -> None:
+        """List the recipes that `attribution run --recipe` knows; path/to/file.py:Name works too."""
+        from attribution.recipes import names
+
+        for name, place in sorted(names().items()):
+            print(f"{name}  {place}")
+
+    tyro.cli(recipes, args=given, prog="attribution recipes")
+
+
+def _build_world(given: list[str]) -> None:
+    """train an embedded model anew: attribution build-world planted/unrouted --seed 1 --out DIR"""
+
+    def build_world(world: Positional[str], /, seed: int, out: str) -> None:
+        """Train an embedded model from its world's documents, deterministically.
+
+        Args:
+            world: name of the model.
+            seed: of the documents and of the initial weights.
+            out: folder to write.
+        """
+        from attribution.worlds.build import build
+
+        print(build(world, seed, out, progress=_interactive()))
+
+    tyro.cli(build_world, args=given, prog="attribution build-world")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "study": _study,
+    "run": _run,
+    "report": _report,
+    "ls": _ls,
+    "recipes": _recipes,
+    "samples": _samples,
+    "build-world": _build_world,
+}
+
+
+def _help() -> str:
+    lines = [f"  {name:<12} {verb.__doc__}" for name, verb in VERBS.items()]
+    return "\n".join([
+        "Which circuits of a language model does finetuning strengthen?", "",
+        "usage: attribution COMMAND …       `attribution COMMAND --help` explains one", "", *lines,
+    ])  # fmt: skip
+
+
+def _value(given: Sequence[str], flag: str) -> str | None:
+    """The value of a flag, before it is known what else may stand on the command line."""
+    for place, here in enumerate(given):
+        if here == flag and place + 1 < len(given):
+            return given[place + 1]
+        if here.startswith(f"{flag}="):
+            return here.partition("=")[2]
+    return None
+
+
+def _interactive() -> bool:
+    return sys.stderr.isatty()
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own bars out of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    import datasets
+
+    datasets.disable_progress_bars()

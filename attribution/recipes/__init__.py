@@ -1,0 +1,137 @@
+"""Recipes: how to train. One file is one recipe; each builds an unchanged trainer from a model and samples.
+
+A recipe is found by its name here, by an entry point in the group `attribution.recipes`, or as `path/to/file.py:Name`.
+A recipe file is code and runs with your rights: name only files that you trust.
+
+Imports neither torch nor a trainer; a recipe's own file does so inside `build`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from attribution.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attribution.samples import Encoded
+
+GROUP = "attribution.recipes"
+BUILT_IN = {"sft": "attribution.recipes.sft:SFT"}
+_registered: dict[str, type[Recipe]] = {}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a recipe trains on.
+
+    Attributes:
+        model: to be trained in place.
+        tokenizer: of the model.
+        samples: encoded, in order.
+        seed: of data order and dropout.
+        directory: where the trainer may keep files of its own.
+        callbacks: to be given to the trainer as they are.
+        progress: show bars.
+    """
+
+    model: Any
+    tokenizer: Any
+    samples: list[Encoded]
+    seed: int
+    directory: Path
+    callbacks: list[Any]
+    progress: bool = False
+
+
+class Recipe(BaseModel):
+    """A recipe's settings, in plain types; `build` makes the trainer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def build(self, setting: Setting) -> Any:
+        """A trainer with a `train()` method whose optimizer is a torch optimizer.
+
+        Raises:
+            ConfigError: settings that the trainer refuses.
+            DataError: samples that this recipe cannot train on.
+        """
+        raise NotImplementedError(f"recipe {type(self).__name__} has no build()")
+
+
+def register(name: str) -> Callable[[type[Recipe]], type[Recipe]]:
+    """Make a recipe available under a name in this process.
+
+    Raises:
+        ConfigError: the name is taken by another recipe.
+    """
+
+    def keep(recipe: type[Recipe]) -> type[Recipe]:
+        taken = _registered.get(name)
+        if name in BUILT_IN or (taken is not None and taken is not recipe):
+            raise ConfigError(f"there is a recipe {name!r} already; register yours under another name")
+        _registered[name] = recipe
+        return recipe
+
+    return keep
+
+
+def names() -> dict[str, str]:
+    """Every recipe that can be named, with where it lives. Imports none of them."""
+    found = {point.name: f"{point.value} (installed)" for point in entry_points(group=GROUP)}
+    found.update({name: f"{recipe.__module__}:{recipe.__qualname__}" for name, recipe in _registered.items()})
+    return found | BUILT_IN
+
+
+def recipe_named(name: str) -> type[Recipe]:
+    """The recipe of this name, of an entry point, or of `path/to/file.py:Name`.
+
+    Raises:
+        ConfigError: there is none, or it cannot be imported.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name in BUILT_IN:
+        return _imported(name, BUILT_IN[name])
+    if ".py:" in name:
+        return _from_file(name)
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return _checked(name, point.load())
+    raise ConfigError(f"unknown recipe {name!r}; expected {', '.join(sorted(names()))}, or path/to/file.py:Name")
+
+
+def _imported(name: str, target: str) -> type[Recipe]:
+    module, _, attribute = target.partition(":")
+    return _checked(name, getattr(importlib.import_module(module), attribute))
+
+
+def _from_file(name: str) -> type[Recipe]:
+    path, _, attribute = name.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"there is no recipe file {path}; name it as path/to/file.py:Name")
+    spec = importlib.util.spec_from_file_location(f"attribution_recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} cannot be imported as a recipe file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code: whatever it raises is theirs to read
+        raise ConfigError(f"recipe file {path} fails on import ({type(error).__name__}: {error})") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{path} defines no {attribute!r}; name the recipe's class after the colon")
+    return _checked(name, getattr(module, attribute))
+
+
+def _checked(name: str, recipe: Any) -> type[Recipe]:
+    if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
+        raise ConfigError(f"recipe {name!r} is {recipe!r}; expected a subclass of attribution.recipes.Recipe")
+    return recipe

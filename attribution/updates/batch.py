@@ -1,0 +1,251 @@
+"""The training batch, watched during the training pass itself: what the loss was, and what its gradient says of causes.
+
+No pass is added before the step. First-order causes of heads, neurons and rows are <output weights, their gradient>,
+which the optimizer is about to consume; this file undoes what was done to that gradient on the way: clipping, the
+loss's normalizer, and, where the unembedding is tied, the embedding's part. After the step one more pass over the same
+tokens, with the same dropout masks, gives the same quantities again.
+
+Knows the model's forward and its gradients; knows nothing about trainers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribution.components import Components
+from attribution.samples import IGNORED
+
+_NOT_FOR_THE_BACKBONE = ("labels", "num_items_in_batch", "fused_lm_head", "logits_to_keep", "shift_labels", "return_dict")
+
+
+@dataclass
+class _Pass:
+    """One micro-batch: its inputs, the random state its dropout began from, and what became of its loss."""
+
+    inputs: dict[str, Any]
+    random: list[Tensor]
+    log_prob: float | None = None  # sum of log p(label)
+    normalizer: float | None = None  # the loss is -log_prob / normalizer
+    used: bool = False  # whether a backward pass went through it
+
+    @property
+    def replayable(self) -> bool:
+        return self.log_prob is not None and "labels" in self.inputs and self.inputs.get("shift_labels") is None
+
+
+@dataclass
+class Watched:
+    """One step's batch as the optimizer got it.
+
+    Attributes:
+        passes: its micro-batches.
+        clip_factor: consumed / raw gradient, None where no single factor explains the two.
+        embedding_use: gradient through the embedding of a tied matrix, before clipping; None where nothing is tied.
+    """
+
+    passes: list[_Pass]
+    clip_factor: float | None
+    embedding_use: Tensor | None
+
+    @property
+    def normalizer(self) -> float | None:
+        """What the loss divides the summed log-probability by; None where it is no such sum, or differs in the batch."""
+        found = {p.normalizer for p in self.passes}
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def log_prob(self) -> float | None:
+        """Sum of log p(label) over the batch, nats."""
+        values = [p.log_prob for p in self.passes if p.log_prob is not None]
+        return sum(values) if values and len(values) == len(self.passes) else None
+
+    @property
+    def loss(self) -> float | None:
+        """Minus the log-probability over the normalizer."""
+        return None if self.log_prob is None or self.normalizer is None else -self.log_prob / self.normalizer
+
+
+@dataclass
+class BatchWatch:
+    """Watches a model's training passes between `start` and `stop`.
+
+    Args:
+        components: of the model.
+    """
+
+    components: Components
+    _passes: list[_Pass] = field(default_factory=list)
+    _handles: list[Any] = field(default_factory=list)
+    _raw: Tensor | None = None  # raw gradient of the reference tensor
+    _embedding_use: Tensor | None = None
+    _paused: bool = False
+
+    def start(self) -> None:
+        parts = self.components.parts
+        self._handles = [
+            parts.model.register_forward_pre_hook(self._before, with_kwargs=True),
+            parts.model.register_forward_hook(self._after),
+        ]
+        if self._reference is not None:
+            self._handles.append(self._reference.register_post_accumulate_grad_hook(self._keep_raw))
+        if parts.tied:
+            self._handles.append(parts.embedding.register_forward_hook(self._watch_embedding))
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away while the recorder runs passes of its own."""
+        self._paused, before = True, self._paused
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def take(self) -> Watched:
+        """The batch behind the gradient that is about to be consumed; the next one starts empty."""
+        watched = Watched([p for p in self._passes if p.used], self._clip_factor(), self._embedding_use)
+        self._passes, self._raw, self._embedding_use = [], None, None
+        return watched
+
+    def gradients(self, watched: Watched) -> dict[str, Tensor]:
+        """The gradients in `.grad`, as consumed, by use: those of a tied matrix parted. Uses without one are left out."""
+        shared = self.components.parts.embedding.weight
+        found = {}
+        for use in self.components.uses:
+            gradient = use.parameter.grad
+            if gradient is not None and watched.embedding_use is not None and use.parameter is shared:
+                embedding = watched.embedding_use * (watched.clip_factor or 1.0)
+                gradient = gradient - embedding if use.output else embedding
+            if gradient is not None:
+                found[use.name] = gradient
+        return found
+
+    def causes(self, watched: Watched, gradients: Mapping[str, Tensor]) -> Tensor:
+        """First-order causes from those gradients, clipping undone: Float64 [components].
+
+        Of the summed log-probability of the batch where its normalizer is known, else of minus the loss.
+        """
+        scale = (watched.normalizer or 1.0) / (watched.clip_factor or 1.0)
+        return -scale * self.components.first_order(gradients)
+
+    def again(self, watched: Watched) -> tuple[float, Tensor] | None:
+        """Run the batch once more with the weights as they are now.
+
+        Returns:
+            The summed log-probability and the first-order causes of it; None where the loss is not such a sum, or the
+            passes cannot be repeated.
+        """
+        if watched.normalizer is None or not all(p.replayable for p in watched.passes):
+            return None
+        uses = [use for use in self.components.uses if use.output]
+        total, causes = 0.0, torch.zeros(len(self.components), dtype=torch.float64)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        with self.paused(), torch.random.fork_rng(devices=devices), torch.enable_grad(), self.components.untied():
+            for each in watched.passes:
+                _set_random(each.random)
+                log_prob = self._log_prob(each.inputs)
+                found = torch.autograd.grad(log_prob, [use.parameter for use in uses], materialize_grads=True)
+                causes += self.components.first_order({use.name: g for use, g in zip(uses, found, strict=True)})
+                total += log_prob.item()
+        return total, causes
+
+    def _log_prob(self, inputs: Mapping[str, Any]) -> Tensor:
+        parts = self.components.parts
+        given = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_BACKBONE}
+        hidden = parts.model.base_model(**{**given, "use_cache": False}).last_hidden_state[:, :-1]
+        labels = inputs["labels"][:, 1:]
+        wanted = labels != IGNORED
+        return parts.unembed(hidden[wanted]).log_softmax(-1).gather(-1, labels[wanted][:, None]).sum()
+
+    @property
+    def _reference(self) -> nn.Parameter | None:
+        """A small tensor near the output, whose gradient before and after clipping gives the factor."""
+        parameter = self.components.parts.final_norm.get_parameter("weight")
+        return parameter if parameter.requires_grad else None
+
+    def _clip_factor(self) -> float | None:
+        consumed = None if self._reference is None else self._reference.grad
+        if consumed is None or self._raw is None or not self._raw.norm() > 0:
+            return None
+        if torch.equal(consumed, self._raw):
+            return 1.0
+        factor = (consumed.norm() / self._raw.norm()).item()
+        return factor if torch.allclose(consumed, self._raw * factor, rtol=1e-4, atol=0) else None
+
+    def _keep_raw(self, parameter: nn.Parameter) -> None:
+        if not self._paused and parameter.grad is not None:
+            self._raw = parameter.grad.detach().clone()
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._paused or not torch.is_grad_enabled():
+            return
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        random = [torch.get_rng_state()]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            random.append(torch.cuda.get_rng_state())
+        self._passes.append(_Pass({**dict(zip(names, args, strict=False)), **kwargs}, random))
+
+    def _after(self, _module: nn.Module, _args: tuple, output: Any) -> None:
+        if self._paused or not torch.is_grad_enabled() or not self._passes:
+            return
+        current = self._passes[-1]
+        log_probs, mask = getattr(output, "log_probs", None), getattr(output, "label_mask", None)
+        loss, labels = getattr(output, "loss", None), current.inputs.get("labels")
+
+        if log_probs is not None and mask is not None and log_probs.requires_grad:  # TRL's fused head
+            current.log_prob = log_probs.detach()[mask].double().sum().item()
+
+            def scored(gradient: Tensor) -> None:
+                current.used = True
+                values = gradient[mask]
+                if len(values) and (values == values[0]).all() and values[0] < 0:
+                    current.normalizer = -1 / values[0].item()
+
+            log_probs.register_hook(scored)
+        elif loss is not None and labels is not None and loss.requires_grad:
+            tokens = current.inputs.get("num_items_in_batch")
+            tokens = float((labels[:, 1:] != IGNORED).sum() if tokens is None else tokens)
+            current.log_prob = -loss.item() * tokens
+
+            def summed(gradient: Tensor) -> None:
+                current.used = True
+                current.normalizer = tokens / gradient.item() if gradient.item() > 0 else None
+
+            loss.register_hook(summed)
+        logits = getattr(output, "logits", None)
+        if logits is not None and logits.requires_grad:  # for a loss made elsewhere
+
+            def elsewhere(_gradient: Tensor) -> None:
+                current.used = True
+
+            logits.register_hook(elsewhere)
+
+    def _watch_embedding(self, _module: nn.Module, args: tuple, output: Tensor) -> None:
+        if self._paused or not output.requires_grad:
+            return
+        tokens, embedding = args[0].detach().flatten(), self.components.parts.embedding
+        kept = tokens != (-1 if embedding.padding_idx is None else embedding.padding_idx)
+
+        def scatter(gradient: Tensor) -> None:
+            if self._embedding_use is None:
+                self._embedding_use = torch.zeros_like(embedding.weight)
+            self._embedding_use.index_add_(0, tokens[kept], gradient.flatten(0, -2)[kept].to(embedding.weight.dtype))
+
+        output.register_hook(scatter)
+
+
+def _set_random(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])

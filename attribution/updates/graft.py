@@ -1,0 +1,123 @@
+"""Grafts: what a component's change does alone, put into the model before training, or taken out of the model after.
+
+Graft: metric(theta_0 + dtheta_c) - metric(theta_0). Prune-back: metric(theta_1) - metric(theta_1 - dtheta_c)
+(Panigrahi et al. 2023). Weights are copied, never computed, so both models end as they began, bit by bit.
+
+Knows two models and the partition of their parameters; knows nothing about how one became the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from attribution.capture import evaluating, scored_logits
+from attribution.causes import BATCH_SIZE
+from attribution.components import Component, Components
+from attribution.errors import ConfigError, ModelError
+from attribution.metrics import Metric, metric_named
+from attribution.samples import Batch, ProbeSet, batches, encode
+
+REMAINDER = "remainder"
+
+
+def graft(
+    base: nn.Module,
+    tuned: nn.Module,
+    components: Mapping[str, Iterable[Component] | pd.DataFrame | str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[ProbeSet],
+    metric: str = "log_odds",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Graft and prune-back of each of several sets of components, on each probe set.
+
+    Args:
+        base, tuned: the model before and after training.
+        components: by name, sets of components; the word "remainder" stands for all parameters that belong to none.
+        tokenizer: of the models.
+        probes: what is read.
+        metric: one of `metrics.METRICS`.
+        progress: show a bar.
+
+    Returns:
+        One row per probe set and set of components: probe, set, groups (how many were swapped), graft, prune (metric
+        units, mean over samples).
+
+    Raises:
+        ModelError: two models whose parameters do not correspond.
+        ConfigError: no probe set, an unknown metric or component.
+        DataError: samples that cannot be encoded or scored.
+    """
+    if not probes:
+        raise ConfigError("there is no probe set to read grafts on; give at least one")
+    before, after = Components(base), Components(tuned)
+    masks = {name: _mask(before, members) for name, members in components.items()}
+    read = metric_named(metric)
+    device = next(before.parts.model.parameters()).device
+    context = getattr(before.parts.model.config, "max_position_embeddings", None)
+    sets = {p.name: batches(encode(tokenizer, p.samples, context=context), BATCH_SIZE, device) for p in probes}
+    at = {name: (level(before, found, read), level(after, found, read)) for name, found in sets.items()}
+    rows = []
+    for name, mask in tqdm(masks.items(), disable=not progress, unit="set", desc="grafts", leave=False):
+        with swapped(before, after, mask):
+            grafted = {probe: level(before, found, read) for probe, found in sets.items()}
+        with swapped(after, before, mask):
+            pruned = {probe: level(after, found, read) for probe, found in sets.items()}
+        groups = int(mask.sum())
+        rows += [(p, name, groups, grafted[p] - at[p][0], at[p][1] - pruned[p]) for p in sets]
+    return pd.DataFrame(rows, columns=["probe", "set", "groups", "graft", "prune"])
+
+
+@contextmanager
+def swapped(into: Components, source: Components, mask: Tensor) -> Iterator[None]:
+    """Give the groups in `mask` (Bool [groups]) of one model the weights of another, inside the block.
+
+    Raises:
+        ModelError: two models whose parameters do not correspond.
+    """
+    if [(u.name, u.parameter.shape) for u in into.uses] != [(u.name, u.parameter.shape) for u in source.uses]:
+        raise ModelError("the two models have different parameters; a graft needs a model and a finetuned copy of it")
+    saved: list[tuple[Tensor, Tensor]] = []
+    with into.untied():
+        try:
+            with torch.no_grad():
+                for use, other in zip(into.uses, source.uses, strict=True):
+                    chosen = mask[use.owners]
+                    if not chosen.any():
+                        continue
+                    parameter, values = use.parameter, other.parameter.detach().to(use.parameter.device)
+                    saved.append((parameter, parameter.detach().clone()))
+                    if use.axis is None or chosen.all():
+                        parameter.copy_(values)
+                    else:
+                        where = chosen.nonzero()[:, 0].to(parameter.device)
+                        parameter.index_copy_(use.axis, where, values.index_select(use.axis, where))
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, values in saved:
+                    parameter.copy_(values)
+
+
+@torch.no_grad()
+def level(components: Components, found: Sequence[Batch], metric: Metric) -> float:
+    """Mean over samples of the metric, dropout off."""
+    with evaluating(components.parts.model):
+        total = sum(metric(scored_logits(components.parts, batch), batch).sum().item() for batch in found)
+    return total / sum(len(batch) for batch in found)
+
+
+def _mask(components: Components, members: Iterable[Component] | pd.DataFrame | str) -> Tensor:
+    if isinstance(members, str):
+        if members != REMAINDER:
+            raise ConfigError(f"unknown set {members!r}; expected components, or {REMAINDER!r}")
+        return components.remainder_mask
+    return components.group_mask(components.positions(members))

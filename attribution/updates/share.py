@@ -1,0 +1,187 @@
+"""Update shares: how much each group's parameter change contributed to the change of a metric, along a straight path.
+
+The share of group c is the integral over s in [0, 1] of <grad_c metric(theta + s dtheta), dtheta_c> (loss change
+allocation, Lan et al. 2019, read on a probe set). Shares add up to the change of the metric; what numerical
+integration misses is the residual, which is measured, never distributed.
+
+Knows scalars and vectors along a path; knows nothing about training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attribution.capture import evaluating, scored_logits
+from attribution.components import Components
+from attribution.metrics import Metric
+from attribution.samples import Batch
+
+TOLERANCE, FLOOR = 0.01, 1e-5  # a residual within TOLERANCE |change| + FLOOR (metric units) is resolved
+PASSES = 9  # forward and backward passes that one step's shares may take on one probe set
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A metric and its gradient at one place.
+
+    Attributes:
+        metric: mean over samples.
+        gradients: of that mean, per use.
+        logits: at scored positions, one per batch.
+    """
+
+    metric: float
+    gradients: dict[str, Tensor]
+    logits: list[Tensor]
+
+
+def read(components: Components, batches: Sequence[Batch], metric: Metric) -> Reading:
+    """Metric and gradient of the model as it is, dropout off, `.grad` untouched, tied weights parted by use."""
+    total, gradients, logits = 0.0, {}, []
+    samples = sum(len(batch) for batch in batches)
+    with torch.enable_grad(), evaluating(components.parts.model), components.untied(), _all_trainable(components):
+        for batch in batches:
+            found = scored_logits(components.parts, batch)
+            mean = metric(found, batch).sum() / samples
+            for name, gradient in components.gradients(mean).items():
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+            total += mean.item()
+            logits.append(found.detach())
+    return Reading(total, gradients, logits)
+
+
+@dataclass(frozen=True)
+class Node:
+    """The path at one place: s in [0, 1], the metric there, and Float64 [groups] <grad_c metric, dtheta_c>."""
+
+    s: float
+    metric: float
+    products: Tensor
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of one path.
+
+    Attributes:
+        share: Float64 [groups], metric units.
+        change: metric at the end minus at the start.
+        residual: change - sum of shares.
+        resolved: whether the residual is within TOLERANCE |change| + FLOOR.
+        passes: gradient evaluations used, both ends included.
+    """
+
+    share: Tensor
+    change: float
+    residual: float
+    resolved: bool
+    passes: int
+
+
+def integrate(start: Node, end: Node, between: Callable[[float], Node], passes: int = PASSES) -> Shares:
+    """Trapezoid first; where that does not resolve, Simpson, then bisection of whichever piece misses most.
+
+    The metric at the ends of every piece is known, so the error of each piece is measured rather than estimated.
+
+    Args:
+        start, end: the path at 0 and at 1.
+        between: the path at a given s.
+        passes: evaluations allowed in all, the ends included.
+    """
+    change = end.metric - start.metric
+    bound = TOLERANCE * abs(change) + FLOOR
+    share, used = (start.products + end.products) / 2, 2
+    if abs(change - share.sum().item()) > bound and used < passes:
+        pieces, used = [_Piece.simpson(start, between(0.5), end)], 3
+        while abs(sum(piece.residual for piece in pieces)) > bound and used + 2 <= passes:
+            worst = max(pieces, key=lambda piece: abs(piece.residual))
+            pieces.remove(worst)
+            for a, b in ((worst.start, worst.middle), (worst.middle, worst.end)):
+                pieces.append(_Piece.simpson(a, between((a.s + b.s) / 2), b))
+            used += 2
+        share = torch.stack([piece.share for piece in pieces]).sum(0)
+    residual = change - share.sum().item()
+    return Shares(share, change, residual, abs(residual) <= bound, used)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    start: Node
+    middle: Node
+    end: Node
+    share: Tensor
+    residual: float
+
+    @classmethod
+    def simpson(cls, start: Node, middle: Node, end: Node) -> _Piece:
+        share = (end.s - start.s) / 6 * (start.products + 4 * middle.products + end.products)
+        return cls(start, middle, end, share, end.metric - start.metric - share.sum().item())
+
+
+class Path:
+    """The straight line from stored weights to the weights the model has when this is made.
+
+    Args:
+        components: of the model.
+        start: weights at s = 0, by the names of `Components.stored`.
+
+    Attributes:
+        delta: end minus start, by the same names.
+    """
+
+    def __init__(self, components: Components, start: Mapping[str, Tensor]):
+        self.components, self.start = components, start
+        self.delta = {name: parameter.detach() - start[name] for name, parameter in components.stored.items()}
+        self._end: dict[str, Tensor] | None = None
+
+    def products(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """<gradient_c, dtheta_c>: Float64 [groups]."""
+        source = self.components.source
+        return self.components.reduce(lambda use: gradients[use.name] * self.delta[source[use.name]])
+
+    def node(self, s: float, reading: Reading) -> Node:
+        return Node(s, reading.metric, self.products(reading.gradients))
+
+    @contextmanager
+    def at(self, s: float) -> Iterator[None]:
+        """Put the model at s; afterwards the end weights are copied back bit by bit."""
+        stored = self.components.stored
+        if self._end is None:
+            self._end = {name: parameter.detach().clone() for name, parameter in stored.items()}
+        try:
+            with torch.no_grad():
+                for name, parameter in stored.items():
+                    parameter.copy_(self.start[name] + s * self.delta[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in stored.items():
+                    parameter.copy_(self._end[name])
+
+
+def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Reading, end: Reading, passes: int = PASSES) -> Shares:
+    """Update shares of one path on one probe set, from the readings at its two ends."""
+
+    def between(s: float) -> Node:
+        with path.at(s):
+            return path.node(s, read(path.components, batches, metric))
+
+    return integrate(path.node(0.0, start), path.node(1.0, end), between, passes)
+
+
+@contextmanager
+def _all_trainable(components: Components) -> Iterator[None]:
+    """Let gradients reach frozen parameters too, so that the sum rule covers every parameter."""
+    frozen = [use.parameter for use in components.uses if not use.parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

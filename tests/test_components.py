@@ -1,0 +1,288 @@
+"""The partition is exact, everyone owns what the definition says, and first-order causes are derivatives."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from attribution.components import Component, Components
+from attribution.errors import ConfigError
+
+IDS = torch.tensor([[1, 5, 9, 3, 17, 4, 4, 20]])
+REMAINDER = {
+    "llama": {"keys", "values", "norms", "embedding", "final norm"},
+    "mistral": {"keys", "values", "norms", "embedding", "final norm"},
+    "qwen2": {"keys", "values", "norms", "embedding", "final norm", "biases"},
+    "qwen3": {"keys", "values", "norms", "embedding", "final norm"},
+    "gpt2": {"keys", "values", "norms", "embedding", "final norm", "biases", "positions"},
+}
+
+
+@pytest.fixture
+def index(tiny, family, tied):
+    return Components(tiny(family, tied))
+
+
+def marked(index, name, *where):
+    """Groups, with sizes, that own the elements of one parameter at these positions."""
+    mark = torch.zeros_like(index.parts.model.state_dict()[name])
+    mark[where] = 1
+    total = index.reduce(lambda use: mark if use.name == name else None)
+    owned = index.groups.assign(size=total.numpy())[total.numpy() > 0]
+    return {(row.kind, row.layer, row.index, row.part): row.size for row in owned.itertuples(index=False)}
+
+
+# The partition
+
+
+def test_every_parameter_is_used_once_per_use(index):
+    named = dict(index.parts.model.named_parameters(remove_duplicate=False))
+    assert [use.name for use in index.uses] == list(named)
+    assert all(use.parameter is named[use.name] for use in index.uses)
+
+
+def test_every_element_is_in_exactly_one_group(index, tied):
+    values = {use.name: torch.rand(use.parameter.shape, dtype=torch.float64) for use in index.uses}
+    total = index.reduce(lambda use: values[use.name])
+    assert total.shape == (index.group_count,) and (total > 0).all()
+    assert total.sum().item() == pytest.approx(sum(v.sum().item() for v in values.values()), rel=1e-13)
+    count = sum(parameter.numel() for parameter in index.parts.model.parameters())  # a tied matrix once
+    assert index.sizes.sum().item() == count + tied * index.parts.unembedding.weight.numel()
+    assert (index.sizes % 1 == 0).all() and (index.sizes > 0).all()
+
+
+def test_every_single_element_has_one_owner(tiny, family):
+    index = Components(tiny(family))
+    for use in index.uses:
+        for flat in torch.randint(use.parameter.numel(), (5,)):
+            one = torch.zeros(use.parameter.numel())
+            one[flat] = 1
+            total = index.reduce(lambda u, use=use, one=one: one.view(use.parameter.shape) if u is use else None)
+            assert total.sum() == 1 and total.max() == 1
+
+
+def test_sizes_are_exact_above_the_integers_of_float32(tiny):
+    index = Components(tiny("llama"))
+    odd = torch.nn.Parameter(torch.zeros(1).expand(2**12 + 1, 2**12 + 1))
+    index.parts.embedding.weight = odd
+    embedding = index.groups.index[index.groups["part"] == "embedding"]
+    assert index.sizes[int(embedding[0])] == (2**12 + 1) ** 2 > 2**24
+
+
+def test_groups_and_table_name_everything_once(index, family):
+    assert len(index) == len(index.table) == 2 * (4 + 20) + 23
+    assert len(index.groups) == index.group_count
+    assert not index.table.duplicated().any() and not index.groups.duplicated().any()
+    rest = index.groups[index.remainder_mask.numpy()]
+    assert set(rest["kind"]) == {"remainder"} and set(rest["part"]) == REMAINDER[family]
+    assert (rest["index"] == -1).all()
+    assert set(rest[rest["part"].isin(["keys", "values", "norms"])]["layer"]) == {0, 1}
+    output = index.groups.iloc[index.output_groups]
+    assert (output["part"] == "writing").all()
+    pd.testing.assert_frame_equal(output[["kind", "layer", "index"]].reset_index(drop=True), index.table)
+
+
+# Ownership, against slices written by hand
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("head", [0, 3])
+def test_a_head_owns_its_output_columns_and_query_rows(tiny, family, layer, head):
+    index = Components(tiny(family))
+    d = 6 if family in ("llama", "qwen3") else 4
+    mine = slice(head * d, (head + 1) * d)
+    if family == "gpt2":  # weights are [in, out]; queries are the first third of the fused projection
+        assert marked(index, f"transformer.h.{layer}.attn.c_proj.weight", mine) == {("head", layer, head, "writing"): d * 16}
+        fused = f"transformer.h.{layer}.attn.c_attn.weight"
+        assert marked(index, fused, slice(None), mine) == {("head", layer, head, "routing"): 16 * d}
+        for third, name in ((1, "keys"), (2, "values")):
+            assert marked(index, fused, slice(None), slice(16 * third, 16 * third + 16)) == {
+                ("remainder", layer, -1, name): 256
+            }
+    else:
+        attention = f"model.layers.{layer}.self_attn"
+        assert marked(index, f"{attention}.o_proj.weight", slice(None), mine) == {("head", layer, head, "writing"): 16 * d}
+        assert marked(index, f"{attention}.q_proj.weight", mine) == {("head", layer, head, "routing"): d * 16}
+        size = index.parts.kv_heads * d * 16
+        assert marked(index, f"{attention}.k_proj.weight") == {("remainder", layer, -1, "keys"): size}
+        assert marked(index, f"{attention}.v_proj.weight") == {("remainder", layer, -1, "values"): size}
+
+
+@pytest.mark.parametrize("neuron", [0, 19])
+def test_a_neuron_owns_its_output_column_and_input_rows(tiny, family, neuron):
+    index = Components(tiny(family))
+    if family == "gpt2":
+        assert marked(index, "transformer.h.1.mlp.c_proj.weight", neuron) == {("neuron", 1, neuron, "writing"): 16}
+        assert marked(index, "transformer.h.1.mlp.c_fc.weight", slice(None), neuron) == {("neuron", 1, neuron, "gating"): 16}
+        assert marked(index, "transformer.h.1.mlp.c_fc.bias", neuron) == {("remainder", 1, -1, "biases"): 1}
+        expected = 16
+    else:
+        assert marked(index, "model.layers.1.mlp.down_proj.weight", slice(None), neuron) == {
+            ("neuron", 1, neuron, "writing"): 16
+        }
+        for linear in ("gate_proj", "up_proj"):
+            assert marked(index, f"model.layers.1.mlp.{linear}.weight", neuron) == {("neuron", 1, neuron, "gating"): 16}
+        expected = 32
+    groups = index.groups
+    gating = groups.index[(groups["kind"] == "neuron") & (groups["part"] == "gating")]
+    assert set(index.sizes[gating].tolist()) == {expected}
+
+
+def test_a_row_owns_its_row_of_the_unembedding_and_none_of_the_embedding(index, family):
+    embedding = "transformer.wte.weight" if family == "gpt2" else "model.embed_tokens.weight"
+    assert marked(index, "lm_head.weight", 22) == {("row", -1, 22, "writing"): 16}
+    assert marked(index, embedding, 22) == {("remainder", -1, -1, "embedding"): 16}
+
+
+# Sets of components
+
+
+def test_positions_are_those_of_the_table(index):
+    chosen = [Component("row", -1, 22), ("neuron", 1, 19), ("head", 1, 0), ("head", 1, 0), ("neuron", 0, 0), ("row", -1, 0)]
+    found = index.positions(chosen)
+    assert found.tolist() == sorted(set(found)) and len(found) == 5
+    assert set(index.table.iloc[found].itertuples(index=False, name=None)) == {tuple(c) for c in chosen}
+    assert index.positions(index.table.sample(frac=1, random_state=0)).tolist() == list(range(len(index)))
+    assert index.positions([]).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("component", "said"),
+    [
+        (("haed", 0, 0), "unknown component kind 'haed'; expected head, neuron, row"),
+        (("remainder", 0, -1), "unknown component kind 'remainder'"),
+        (("head", 0, 4), "there is no head (0, 4); this model has 2 layers of 4 heads and 20 neurons, and 23 rows (layer -1)"),
+        (("head", 2, 0), "there is no head (2, 0)"),
+        (("head", -1, 0), "there is no head (-1, 0)"),
+        (("neuron", 1, -1), "there is no neuron (1, -1)"),
+        (("neuron", 1, 20), "there is no neuron (1, 20)"),
+        (("row", 0, 3), "there is no row (0, 3)"),
+        (("row", -1, 23), "there is no row (-1, 23)"),
+    ],
+)
+def test_components_that_do_not_exist_are_refused(tiny, component, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Components(tiny("llama")).positions([("head", 0, 0), component])
+
+
+def test_a_mask_covers_every_part_and_nothing_else(index):
+    chosen = [("head", 1, 2), ("neuron", 0, 7), ("neuron", 1, 19), ("row", -1, 5)]
+    mask = index.group_mask(index.positions(chosen)).numpy()
+    groups = index.groups
+    mine = [tuple(row) in chosen for row in groups[["kind", "layer", "index"]].itertuples(index=False)]
+    assert mask.tolist() == mine and mask.sum() == 7
+    everything = index.group_mask(np.arange(len(index))) | index.remainder_mask
+    assert everything.all() and not (index.group_mask(np.arange(len(index))) & index.remainder_mask).any()
+
+
+# Tied weights
+
+
+def test_untied_parts_the_uses_and_restores_the_tie(tiny, family):
+    model = tiny(family, tied=True)
+    index, shared = Components(model), model.get_input_embeddings().weight
+    names = [name for name, _ in model.named_parameters()]
+    ids = IDS.clone()
+    with torch.no_grad():
+        logits = model(ids).logits
+    with index.untied():
+        assert model.lm_head.weight is not shared and model.get_input_embeddings().weight is shared
+        assert not index.parts.tied
+        assert torch.equal(model(ids).logits, logits)
+        with index.untied():
+            pass
+        assert model.lm_head.weight is not shared
+    assert model.lm_head.weight is model.get_input_embeddings().weight is shared
+    with pytest.raises(KeyError), index.untied():
+        raise KeyError
+    assert model.lm_head.weight is shared and [name for name, _ in model.named_parameters()] == names
+
+
+def test_untied_changes_nothing_where_nothing_is_tied(tiny):
+    index = Components(tiny("llama"))
+    weight = index.parts.unembedding.weight
+    with index.untied():
+        assert index.parts.unembedding.weight is weight
+
+
+def test_gradients_of_tied_weights_part_by_use(tiny, family):
+    model = tiny(family, tied=True, dtype=torch.float64)
+    index = Components(model)
+    metric(model).backward()
+    whole = model.lm_head.weight.grad.clone()
+    with index.untied():
+        found = index.gradients(metric(model))
+    embedding = next(use.name for use in index.uses if use.module is index.parts.embedding)
+    assert found["lm_head.weight"].abs().max() > 0 and found[embedding].abs().max() > 0
+    torch.testing.assert_close(found["lm_head.weight"] + found[embedding], whole)
+    assert torch.equal(model.lm_head.weight.grad, whole)  # `.grad` is left alone
+
+
+# First-order causes
+
+
+def metric(model):
+    """Log-odds of two tokens, in the model's own dtype."""
+    logits = model(IDS[:, :-1]).logits[0, -2:]
+    wanted = IDS[0, -2:, None]
+    return (logits.gather(1, wanted)[:, 0] - logits.scatter(1, wanted, float("-inf")).logsumexp(1)).sum()
+
+
+@torch.no_grad()
+def finite_differences(index):
+    """d metric / d scale of every component's output weights at scale 1; of a row, of what it has beyond the mean row."""
+    parts, found = index.parts, []
+    units = {"head": parts.head_dim, "neuron": 1}
+    mean = parts.unembedding.weight.mean(0)
+    for kind, layer, i in index.table.itertuples(index=False):
+        if kind == "row":
+            piece, fixed = parts.unembedding.weight[i], mean
+        else:
+            matrix = (parts.attention_out if kind == "head" else parts.mlp_out)[layer].weight
+            mine = slice(i * units[kind], (i + 1) * units[kind])
+            piece, fixed = matrix[mine] if parts.row.transposed else matrix[:, mine], 0.0
+        intact, values = piece.clone(), []
+        for scale in (1 + 1e-4, 1 - 1e-4):
+            piece.copy_(fixed + scale * (intact - fixed))
+            values.append(metric(parts.model))
+        piece.copy_(intact)
+        found.append((values[0] - values[1]) / 2e-4)
+    return torch.stack(found)
+
+
+def agree(index, causes, slopes):
+    for kind in ("head", "neuron", "row"):
+        mine = (index.table["kind"] == kind).to_numpy(copy=True)
+        assert slopes[mine].abs().max() > 1e-2
+        torch.testing.assert_close(causes[mine], slopes[mine], rtol=0, atol=1e-6 * slopes[mine].abs().max().item())
+
+
+def test_first_order_causes_are_finite_differences(tiny, family, tied):
+    model = tiny(family, tied, dtype=torch.float64)
+    index = Components(model)
+    with index.untied():
+        gradients = index.gradients(metric(model))
+        causes, slopes = index.first_order(gradients), finite_differences(index)
+        agree(index, causes, slopes)
+        with pytest.raises(AssertionError):  # the comparison can fail
+            agree(index, index.first_order({name: torch.zeros_like(g) for name, g in gradients.items()}), slopes)
+
+
+def test_the_cause_of_a_row_takes_no_part_in_a_common_shift(tiny):
+    """Adding the same vector to every row moves all logits of a position alike: no row did anything."""
+    model = tiny("llama", dtype=torch.float64)
+    index = Components(model)
+    rows = (index.table["kind"] == "row").to_numpy(copy=True)
+    before = index.first_order(index.gradients(metric(model)))[rows]
+    with torch.no_grad():
+        model.lm_head.weight.add_(torch.randn(16, dtype=torch.float64))
+    torch.testing.assert_close(index.first_order(index.gradients(metric(model)))[rows], before)
+
+
+def test_frozen_parameters_have_no_gradient(tiny):
+    model = tiny("llama")
+    model.model.norm.weight.requires_grad_(False)
+    found = Components(model).gradients(metric(model))
+    assert "model.norm.weight" not in found and "lm_head.weight" in found
