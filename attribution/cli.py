@@ -59,10 +59,10 @@ def _study(given: list[str]) -> None:
         """
         from attribution.study import Study, embedded, run_study
 
+        if seeds is not None and seeds < 1:
+            raise ConfigError(f"{seeds} seeds asked for; expected at least 1")
         found = Study.read(study) if study.endswith(".json") else embedded(study, out)
         if seeds is not None:
-            if seeds < 1:
-                raise ConfigError(f"{seeds} seeds asked for; expected at least 1")
             found = found.model_copy(update={"seeds": tuple(range(seeds))})
         _quiet()
         for report in run_study(found, out, progress=_interactive(), tell=_tell):

@@ -17,15 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from attribution.errors import ConfigError
 from attribution.recipes import Recipe, Setting, recipe_named
 from attribution.recipes.sft import SFT
-from attribution.store import RunWriter, claim, config_hash, is_finished, read_run
+from attribution.store import TRAINING, RunWriter, claim, config_hash, is_finished, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from attribution.causes import Causes
     from attribution.samples import Encoded, ProbeSet, Sample
 
 CAUSE_SAMPLES = 64  # training samples on which causes are measured by exact ablation, spread over the file
-GRAFTED_NEURONS, GRAFTED_ROWS = 16, 24  # single ones that are grafted: per layer, and in all, by |update share|
+GRAFTED_NEURONS, GRAFTED_ROWS = 16, 24  # of a layer, and in all, by |update share| on each probe set
 _NOT_IN_THE_HASH = {"seed", "device", "inputs"}
 
 
@@ -166,7 +167,8 @@ def run(
 
     try:
         stage(f"ablating every component on {min(CAUSE_SAMPLES, len(samples))} training samples, before training")
-        writer.add("influence", _causes(config, model, tokenizer, samples, progress))
+        causes = _causes(config, model, tokenizer, samples, progress)
+        writer.add("influence", causes.table.assign(step=0, probe=TRAINING))
         writer.flush()
         stage(f"training with {config.recipe}, and recording on {len(probes)} probe sets")
         result = _train(config, writer, model, tokenizer, encoded, probes, progress)
@@ -174,7 +176,8 @@ def run(
         base = load(config.model, device=config.device).model
         writer.add("grafts", _grafts(config, writer, base, model, tokenizer, probes, progress))
         stage("finished")
-        writer.finish(result)
+        told = {"samples": causes.per_sample.shape[1], "metric": causes.metric, "ablation": causes.reference}
+        writer.finish({**result, "causes": told})
     except BaseException as error:
         writer.log(f"{type(error).__name__}: {error}")
         writer.flush()
@@ -206,18 +209,19 @@ def _check_readable(config: RunConfig, probes: list[ProbeSet], model: Any, token
         ProbeReader(probe, components, tokenizer, config.metric, config.ablation)
 
 
-def _causes(config: RunConfig, model: Any, tokenizer: Any, samples: list[Sample], progress: bool) -> pd.DataFrame:
-    """Which components cause the responses that will be trained, before training: exact ablation on training samples."""
+def _causes(config: RunConfig, model: Any, tokenizer: Any, samples: list[Sample], progress: bool) -> Causes:
+    """Which components cause the responses that will be trained, before training: exact ablation on training samples.
+
+    By zero, since training samples have no counterfactuals; by log-odds where the metric needs contrasts they lack.
+    """
     from attribution.causes import attribute
-    from attribution.store import TRAINING
 
     count = min(CAUSE_SAMPLES, len(samples))
     some = [samples[i * len(samples) // count] for i in range(count)]
     metric = config.metric
     if metric == "logit_difference" and not all(sample.contrast for sample in some):
         metric = "log_odds"
-    causes = attribute(model, tokenizer, some, metric=metric, reference="zero", progress=progress)
-    return causes.table.assign(step=0, probe=TRAINING)
+    return attribute(model, tokenizer, some, metric=metric, reference="zero", progress=progress)
 
 
 def _train(
@@ -261,12 +265,13 @@ def _grafts(
 
     writer.flush()
     parts = read_run(writer.path).components
-    shares = parts[parts["share"].notna() & (parts["index"] >= 0)].groupby(["kind", "layer", "index"], observed=True)["share"]
-    size = shares.sum().abs().sort_values(ascending=False).reset_index()
-    neurons = size[size["kind"] == "neuron"].groupby("layer").head(GRAFTED_NEURONS)
-    rows = size[size["kind"] == "row"].head(GRAFTED_ROWS)
+    single = parts[parts["share"].notna() & (parts["index"] >= 0)]
+    size = single.groupby(["probe", "kind", "layer", "index"], observed=True)["share"].sum().abs()
+    ranked = size.sort_values(ascending=False).reset_index()
+    neurons = ranked[ranked["kind"] == "neuron"].groupby(["probe", "layer"], observed=True).head(GRAFTED_NEURONS)
+    rows = ranked[ranked["kind"] == "row"].groupby("probe", observed=True).head(GRAFTED_ROWS)
     table = Components(base).table
-    chosen = pd.concat([table[table["kind"] == "head"], neurons, rows])[["kind", "layer", "index"]]
+    chosen = pd.concat([table[table["kind"] == "head"], neurons, rows])[["kind", "layer", "index"]].drop_duplicates()
     singles = {f"{kind} {layer} {index}": [(kind, layer, index)] for kind, layer, index in chosen.itertuples(index=False)}
     found = graft(base, tuned, singles, tokenizer=tokenizer, probes=probes, metric=config.metric, progress=progress)
     named = found["set"].str.split(" ", expand=True)

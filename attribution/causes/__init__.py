@@ -136,7 +136,7 @@ def batches_with_values(
     values = zeros(parts)
     if reference == "mean" and others:
         values = mean_activations(parts, batches(others, BATCH_SIZE, device))
-    for start in tqdm(range(0, len(encoded), BATCH_SIZE), disable=not progress, unit="batch", desc="ablation", leave=False):
+    for start in tqdm(range(0, len(encoded), BATCH_SIZE), disable=not progress, unit="batch", desc="attribution", leave=False):
         if reference == "resample" and others:
             values = aligned_activations(parts, others[start : start + BATCH_SIZE])
         yield collate(encoded[start : start + BATCH_SIZE], device), values

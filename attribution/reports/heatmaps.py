@@ -115,7 +115,7 @@ def _draw(figure: go.Figure, place: int, panel: Panel) -> None:
     figure.data[-1].update(colorbar={**bar, "nticks": 5, "outlinewidth": 0, "tickformat": "~g", "ticklen": 3})
     figure.layout.annotations[place].update(x=x[0], xanchor="left")
     plain = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(tickvals=grid.places, ticktext=grid.labels, tickangle=0, title_text=grid.axis, **plain, **at)
+    figure.update_xaxes(tickvals=grid.places, ticktext=grid.labels, title_text=grid.axis, **plain, **at)
     figure.update_yaxes(tickvals=ticks(grid.shape[0]), range=[-0.5, grid.shape[0] - 0.5], **plain, **at)
     if at["col"] == 1:
         figure.update_yaxes(title_text="layer", **at)

@@ -21,20 +21,34 @@ from plotly.offline import get_plotlyjs
 from attribution.errors import RunError
 from attribution.reports import figures
 from attribution.reports.quantities import (
+    KINDS,
     balance,
     behaviour,
+    cause_samples,
+    causes,
     last_milestone,
     meta,
     metric_name,
     not_measured,
+    percent,
     probe_sets,
+    rank_correlations,
     shown,
     signed,
 )
-from attribution.reports.summary import behaviour_cells, summary, title, words
+from attribution.reports.summary import NO_TEST, behaviour_cells, summary, title, words
 from attribution.store import Run, config_hash, read_run, write_atomic
 
-_ASKED = ("model", "recipe", "data", "probes", "metric", "ablation", "seed")
+_ASKED = {
+    "model": "model",
+    "recipe": "recipe",
+    "training": "training",
+    "data": "samples",
+    "probes": "held-out probe sets",
+    "metric": "metric",
+    "ablation": "ablation",
+    "seed": "seed",
+}
 
 
 def report(path: str | os.PathLike[str]) -> Path:
@@ -55,14 +69,15 @@ def report(path: str | os.PathLike[str]) -> Path:
 def page(run: Run) -> str:
     """The whole page as HTML."""
     sections = [
-        ("asked", "What was asked", _asked(run)),
         ("words", "What was strengthened", "".join(f"<p>{_text(line)}</p>" for line in words(run))),
+        ("asked", "What was asked", _asked(run)),
+        ("causes", "What caused the trained responses", _causes(run)),
+        ("scatter", "Cause against strengthening", _scatter(run)),
         ("behaviour", "Behaviour over steps", _figure(lambda: figures.behaviour(run)) + _behaviour(run)),
         ("heads", "Attention heads", _per_probe(run, figures.heads, _milestones(run))),
-        ("neurons", "Neurons", _per_probe(run, figures.neurons, f"{_milestones(run)} {_REST}")),
+        ("neurons", "Neurons", _per_probe(run, figures.neurons, f"{_milestones(run)} {_REST} {_SAME}")),
         ("rows", "Unembedding rows as words", _per_probe(run, figures.rows, _ROWS)),
         ("places", "Update share by place", _per_probe(run, figures.places, _PLACES, lambda probe: _balance(run, probe))),
-        ("scatter", "Cause against strengthening", _figure(lambda: figures.cause_and_strengthening(run), _SCATTER)),
         ("missing", "What was not measured", _missing(run)),
         ("provenance", "Provenance", _provenance(run)),
     ]
@@ -106,27 +121,70 @@ _FRAME = """<!doctype html>
 </body>
 </html>
 """
-_REST = (
-    "Each row shows the layer’s own largest neurons from left to right; all panels show the same neurons. "
-    "“Rest” sums what was recorded of the others, and may lie outside the scale."
+_CAUSES = (
+    "Each component alone was ablated exactly on {samples}, before training. Cause: the metric ({metric}, in nats) of the "
+    "responses with the component minus without it. Above zero it caused them, below zero it opposed them. "
+    "Effects need not add up. "
 )
-_ROWS = "Words as the model’s vocabulary spells them; the largest update shares up and down."
+_CAUSE_ROWS = (
+    "The rows with the largest causes, as the model’s vocabulary spells them. Ablating a row levels the logit of its own "
+    "word, so words of the responses come first by construction."
+)
+_REST = (
+    "Each row shows the layer’s own largest neurons from left to right; “rest” sums what was recorded of the others, and may "
+    "lie outside the scale."
+)
+_SAME = "All panels of a probe set show the same neurons."
+_ROWS = "Words as the model’s vocabulary spells them; the largest update shares up and down, on one scale in every probe set."
 _PLACES = (
     "Bars add up to the change of the metric: below, what belongs to no layer; above, the unembedding. "
-    "Grey, at the top: the residual, which the shares do not account for."
+    "Grey, at the top: the residual, which the shares do not account for. One scale in every probe set."
 )
 _SCATTER = (
-    "One point per component and probe set. Both axes contain the same measurement at the start, with opposite signs, "
-    "so noise alone slopes the cloud downwards. "
-    f"Where a probe set has more than {figures.MOST_POINTS} components of a kind, those with the largest causes are drawn."
+    "One point per component and held-out probe set. Across: what the component’s ablation took from the trained responses, "
+    "on training samples before training. Up: how much its influence on the probe set grew. The two are different "
+    f"measurements, on different prompts as long as the probe sets are held out. {NO_TEST}. Components with a large "
+    "influence before have more room to move, up or down, and components of one layer may move together; either alone can "
+    "make a correlation. "
+    f"Correlations are over all n components; of more than {figures.MOST_POINTS} of a kind, those with the largest causes "
+    "are drawn."
 )
 
 
 def _asked(run: Run) -> str:
-    asked = {key: run.config[key] for key in _ASKED if key in run.config}
-    named = {"data": "samples", "probes": "probe sets"}
-    state = {} if run.result is not None else {"status": f"not finished: {run.status.get('state', 'unknown')}"}
-    return _table(("", ""), ((named.get(key, key), _plain(value)) for key, value in {**asked, **state}.items()))
+    """What the config asks for, by name: of a run by config, and of a recorder in a loop of the user's own."""
+    asked = {name: run.config[key] for key, name in _ASKED.items() if key in run.config}
+    if "metric" in asked:
+        asked["metric"] = metric_name(run)
+    unset = (None, [], {})
+    if isinstance(training := asked.get("training"), Mapping):
+        asked["training"] = [
+            f"{key.replace('_', ' ')} {_plain(value)}" for key, value in training.items() if value not in unset
+        ]
+    if run.result is None:
+        asked["status"] = f"not finished: {run.status.get('state', 'unknown')}"
+    return _table(("", ""), ((name, _plain(value)) for name, value in asked.items()))
+
+
+def _causes(run: Run) -> str:
+    """Heat maps of heads and neurons, and rows as words; one sentence where causes were not measured at all."""
+    if causes(run).empty:
+        return _figure(lambda: figures.causes(run))
+    note = _CAUSES.format(samples=cause_samples(run), metric=metric_name(run))
+    return (
+        f'<p class="note">{_text(note)}{_REST}</p>{_figure(lambda: figures.causes(run))}'
+        f'<h3>Unembedding rows as words</h3><p class="note">{_CAUSE_ROWS}</p>{_figure(lambda: figures.cause_rows(run))}'
+    )
+
+
+def _scatter(run: Run) -> str:
+    table = rank_correlations(run)
+    rows = (
+        [f"{KINDS[row['kind']]} on {shown(row['probe'])}", signed(row["spearman"]), str(row["n"])]
+        for row in table.to_dict("records")
+    )
+    head = ("cause and strengthening of", "rank correlation (Spearman)", "n")
+    return _figure(lambda: figures.cause_and_strengthening(run), _SCATTER, _table(head, rows) if len(table) else "")
 
 
 def _behaviour(run: Run) -> str:
@@ -145,33 +203,34 @@ def _milestones(run: Run) -> str:
     last = last_milestone(run)
     until = f"from the start to step {last}" if last else "(no milestone after the start)"
     return (
-        "Cause before: effect of ablating the component at the start. Strengthening: change of that effect "
-        f"{until}. Update share: summed over steps. Graft: the component’s change alone, put into the model at the start. "
-        "A quantity has the same colours in every probe set; grey cells were not measured."
+        "Influence before: effect of ablating the component at the start, on the probe set. Strengthening: change of that "
+        f"effect {until}. Update share: summed over steps. Graft: the component’s change alone, put into the model at the "
+        "start. A quantity has the same colours in every probe set; grey cells were not measured."
     )
 
 
 def _balance(run: Run, probe: str) -> str:
+    """The sum rule of one probe set as a sentence."""
     sums = balance(run, probe)
-    resolved = "not recorded" if pd.isna(sums.resolved) else f"{100 * sums.resolved:.0f} % of {sums.steps} steps"
+    resolved = "not recorded" if pd.isna(sums.resolved) else f"{percent(sums.resolved)} of {sums.steps} steps"
     return (
-        f"<p>Change {signed(sums.change, 4)} nats = shares {signed(sums.shares, 4)} + residual {signed(sums.residual, 3)}. "
-        f"Resolved (residual within 1 % of the step’s change + 1e−5): {resolved}.</p>"
+        f"Change {signed(sums.change, 4)} nats = shares {signed(sums.shares, 4)} + residual {signed(sums.residual, 3)}. "
+        f"Resolved (residual within 1 % of the step’s change + 1e−5): {resolved}."
     )
 
 
-def _per_probe(
-    run: Run, draw: Callable[[Run, str], go.Figure], note: str, before: Callable[[str], str] = lambda probe: ""
-) -> str:
-    """One heading and figure per probe set; the note stands once, above them."""
+def _per_probe(run: Run, draw: Callable[[Run, str], go.Figure], note: str, before: Callable[[str], str] | None = None) -> str:
+    """One heading, sentence and figure per probe set; the note stands once, above them."""
     drawn = [
-        f"<h3>{_text(shown(name))}</h3>{before(name)}{_figure(lambda name=name: draw(run, name))}" for name in probe_sets(run)
+        f"<h3>{_text(shown(name))}</h3>{f'<p>{_text(before(name))}</p>' if before else ''}"
+        f"{_figure(lambda name=name: draw(run, name))}"
+        for name in probe_sets(run)
     ]
     return f'<p class="note">{note}</p>{"".join(drawn)}' if drawn else _absent("No probe set was recorded.")
 
 
-def _figure(draw: Callable[[], go.Figure], note: str = "") -> str:
-    """A figure with its data beside it, or the sentence that says why there is none."""
+def _figure(draw: Callable[[], go.Figure], note: str = "", table: str = "") -> str:
+    """A figure with its data, a table and a caption, or the sentence that says why there is none."""
     try:
         figure = draw()
     except RunError as error:
@@ -180,7 +239,7 @@ def _figure(draw: Callable[[], go.Figure], note: str = "") -> str:
     height = figure.layout.height
     return (
         f'<figure><div class="plot" style="height:{height}px"></div><script type="application/json">{data}</script>'
-        f"{f'<figcaption>{note}</figcaption>' if note else ''}</figure>"
+        f"{table}{f'<figcaption>{note}</figcaption>' if note else ''}</figure>"
     )
 
 
@@ -225,8 +284,12 @@ def _plain(value: Any) -> str:
     """A value from config or meta as text."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(shown(item, 200) for item in value)
+    if isinstance(value, Mapping) and set(value) == {"name", "samples"}:
+        return f"{shown(value['name'])} ({shown(value['samples'], 12)} samples)"
+    if value in ([], {}):
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
     return shown(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False), 300)
 
 
@@ -239,4 +302,5 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _text(value: str) -> str:
-    return html.escape(value)
+    """Text from data for the page; a number and its per cent sign stay on one line."""
+    return html.escape(value).replace(" %", "&nbsp;%")

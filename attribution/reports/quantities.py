@@ -1,7 +1,8 @@
-"""What a run says, as small tables: four quantities per component, behaviour, shares by place, and what is missing.
+"""What a run says, as small tables: causes, four quantities per component, behaviour, shares by place, what is missing.
 
 Knows the frames of `store`; knows nothing about figures, HTML or Markdown, which all read the same tables from here.
-All quantities are changes or levels of the study's metric, mean over a probe set, in nats.
+All quantities are changes or levels of the study's metric in nats: causes as means over training samples, before training,
+the others as means over a held-out probe set.
 """
 
 from __future__ import annotations
@@ -11,16 +12,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
-from attribution.store import BATCH, Run
+from attribution.store import BATCH, TRAINING, Run
 
 KINDS = {"head": "heads", "neuron": "neurons", "row": "unembedding rows", "remainder": "remainder"}
 QUANTITIES = {
-    "cause": "cause before",  # influence at the start: exact ablation
+    "influence": "influence before",  # at the start: exact ablation
     "strengthening": "strengthening",  # influence at the last milestone minus at the start
     "share": "update share",  # summed over steps
     "graft": "graft",
 }
+METRICS = {
+    "log_odds": "log-odds",
+    "log_odds_per_token": "log-odds per token",
+    "log_prob": "log-probability",
+    "logit_difference": "logit difference",
+}
+NO_CAUSES = (
+    "What caused the trained responses was not measured: no component was ablated on the training samples before training "
+    "(“attribution run” does so, a recorder in a loop of your own does not)."
+)
 _COMPONENT = ["probe", "layer", "index"]
 
 
@@ -36,12 +48,12 @@ class Balance:
 
 
 def probe_sets(run: Run) -> list[str]:
-    """Names of the probe sets anything was recorded for, in order of appearance; never the training batch."""
+    """Names of the held-out probe sets anything was recorded for, in order of appearance; nothing that was trained on."""
     names: dict[str, None] = {}
     for frame in (run.probes, run.influence, run.grafts, run.parts):
         names.update(dict.fromkeys(str(name) for name in frame["probe"].dropna().unique()))
     names.update(dict.fromkeys((run.result or {}).get("probes", {})))
-    return [name for name in names if name != BATCH]
+    return [name for name in names if name not in (BATCH, TRAINING)]
 
 
 def meta(run: Run) -> dict[str, Any]:
@@ -50,8 +62,9 @@ def meta(run: Run) -> dict[str, Any]:
 
 
 def metric_name(run: Run) -> str:
-    """The study's metric as config.json names it."""
-    return shown(run.config.get("metric", "metric"), 40)
+    """The study's metric in words, or as config.json names it."""
+    name = str(run.config.get("metric", "metric"))
+    return METRICS.get(name, shown(name, 40))
 
 
 def shown(value: Any, limit: int = 120) -> str:
@@ -74,6 +87,56 @@ def signed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:+.{digits}g}".replace("-", "−")
 
 
+def percent(fraction: float) -> str:
+    """A fraction in per cent."""
+    return f"{100 * fraction:.0f} %".replace("-", "−")
+
+
+def causes(run: Run) -> pd.DataFrame:
+    """How much each component caused the trained responses: exact ablation on training samples, before training.
+
+    Returns:
+        One row per component: kind, layer, index, cause (nats) and kl (ablated || intact, nats per token); no row where
+        causes were not recorded.
+    """
+    rows = run.influence
+    rows = rows[(rows["probe"] == TRAINING) & (rows["step"] == 0) & (rows["index"] >= 0) & rows["effect"].notna()]
+    table = _plain(rows).rename(columns={"effect": "cause"})[["kind", "layer", "index", "cause", "kl"]]
+    return table.astype({"layer": int, "index": int, "cause": "float64", "kl": "float64"}).reset_index(drop=True)
+
+
+def cause_samples(run: Run) -> str:
+    """The samples on which causes were measured, in words: with their number where the run's result holds it."""
+    count = (run.result or {}).get("causes", {}).get("samples")
+    return f"{shown(count, 12)} training samples" if count else "training samples"
+
+
+def with_causes(run: Run, kind: str) -> pd.DataFrame:
+    """`per_component` with the cause of each component on training samples beside it (NaN where not recorded)."""
+    found = causes(run)
+    found = found.loc[found["kind"] == kind, ["layer", "index", "cause"]]
+    return per_component(run, kind).merge(found, on=["layer", "index"], how="left")
+
+
+def rank_correlations(run: Run) -> pd.DataFrame:
+    """Spearman's rank correlation between cause and strengthening, per probe set and kind: it describes one run.
+
+    Returns:
+        One row per probe set and kind with both: probe, kind, spearman (NaN where undefined), n (components).
+    """
+    rows = []
+    for kind in ("head", "neuron"):
+        table = with_causes(run, kind).dropna(subset=["cause", "strengthening"])
+        for probe in probe_sets(run):
+            both = table.loc[table["probe"] == probe, ["cause", "strengthening"]]
+            if both.empty:
+                continue
+            varied = len(both) > 2 and (both.nunique() > 1).all()
+            found = float(spearmanr(both["cause"], both["strengthening"]).statistic) if varied else float("nan")
+            rows.append({"probe": probe, "kind": kind, "spearman": found, "n": len(both)})
+    return pd.DataFrame(rows, columns=["probe", "kind", "spearman", "n"])
+
+
 def per_component(run: Run, kind: str) -> pd.DataFrame:
     """The four quantities of every recorded component of one kind.
 
@@ -87,7 +150,7 @@ def per_component(run: Run, kind: str) -> pd.DataFrame:
     after = _total(influence[(influence["step"] == last) & (influence["step"] > 0)], "effect")
     recorded = parts[parts["share"].notna()]
     columns = {
-        "cause": before,
+        "influence": before,
         "strengthening": after - before,
         "share": _total(recorded, "share"),
         "share_steps": recorded.groupby(_COMPONENT)["step"].nunique(),
@@ -95,7 +158,8 @@ def per_component(run: Run, kind: str) -> pd.DataFrame:
     }
     pieces = [column.rename(name) for name, column in columns.items() if len(column)]
     if not pieces:
-        return pd.DataFrame(columns=[*_COMPONENT, *columns]).astype(dict.fromkeys(columns, "float64"))
+        none = pd.DataFrame(columns=[*_COMPONENT, *columns])
+        return none.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
     table = pd.concat(pieces, axis=1).reindex(columns=list(columns)).sort_index().reset_index()
     return table.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
 
@@ -161,12 +225,28 @@ def not_measured(run: Run) -> list[str]:
         found.append("KL to the start: not recorded.")
     if not run.vocabulary:
         found.append("Words of the unembedding rows: the run holds no vocabulary, so tokens are given by number.")
+    found += _without_causes(run)
     for kind in ("head", "neuron"):
         table = per_component(run, kind)
         found += [line for quantity in QUANTITIES for line in _gaps(run, table, kind, quantity)]
     if per_component(run, "row")["share"].isna().all():
         found.append("Update share of unembedding rows: not recorded.")
     return found
+
+
+def _without_causes(run: Run) -> list[str]:
+    table = causes(run)
+    if table.empty:
+        return [NO_CAUSES]
+    lines = []
+    for kind in ("head", "neuron", "row"):
+        count = int((table["kind"] == kind).sum())
+        total = max(count, len(per_component(run, kind)[["layer", "index"]].drop_duplicates()))
+        if not count:
+            lines.append(f"Causes of {KINDS[kind]} on training samples: not recorded.")
+        elif count < total:
+            lines.append(f"Causes of {KINDS[kind]} on training samples: recorded for {count} of {total} in this record.")
+    return lines
 
 
 def _gaps(run: Run, table: pd.DataFrame, kind: str, quantity: str) -> list[str]:
@@ -189,8 +269,8 @@ def _gaps(run: Run, table: pd.DataFrame, kind: str, quantity: str) -> list[str]:
 
 
 def _single(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Rows of single components of one kind: no whole layers, no remainder, no training batch."""
-    return _plain(frame[(frame["kind"] == kind) & (frame["index"] >= 0) & (frame["probe"] != BATCH)])
+    """Rows of single components of one kind on held-out probe sets: no whole layers, no remainder, nothing trained on."""
+    return _plain(frame[(frame["kind"] == kind) & (frame["index"] >= 0) & ~frame["probe"].isin((BATCH, TRAINING))])
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,5 @@
-"""A run in a few Markdown tables, and in words: what changed, where, and how far one run may be trusted.
+"""A run in a few Markdown tables, and in words: what caused the trained responses, what changed, and how far one run may
+be trusted.
 
 Knows the tables of `quantities`; knows nothing about figures or HTML. `words` is shared with the page.
 """
@@ -12,18 +13,24 @@ import pandas as pd
 
 from attribution.reports.quantities import (
     KINDS,
+    NO_CAUSES,
     QUANTITIES,
     balance,
     behaviour,
     by_place,
+    cause_samples,
+    causes,
     last_milestone,
     metric_name,
     not_measured,
     per_component,
+    percent,
     place_name,
     probe_sets,
+    rank_correlations,
     shown,
     signed,
+    with_causes,
 )
 from attribution.store import Run
 
@@ -31,17 +38,19 @@ CAUTION = (
     "This is one run, without controls, nulls or an interval: it describes what happened in this run and claims "
     "nothing about what finetuning does. Effects of ablating single components need not add up."
 )
+NO_TEST = "This describes one run and is no test of the claim: no rival predictors and no nulls stand beside it"
 _SMALL = 1e-3  # nats; of a smaller change no percentages are given
 
 
 def summary(run: Run) -> str:
-    """The run as Markdown: behaviour, shares by kind with the residual, and the heads strengthened most, per probe set."""
+    """The run as Markdown: words, behaviour, heads that caused the responses, shares by kind, heads strengthened most."""
     table, probes = behaviour(run), probe_sets(run)
     pieces = [f"# {_escape(title(run))}", *(_escape(line) for line in words(run))]
     if len(table):
         rows = ([*cells, _resolved(run, probe)] for probe, cells in zip(table.index, behaviour_cells(table), strict=True))
         heads = ["probe set", f"{metric_name(run)} before", "after", "change", "KL (nats per token)", "steps resolved"]
         pieces += ["## Behaviour", _markdown(heads, rows)]
+    pieces += _causing_heads(run)
     shares = {probe: _shares(run, probe) for probe in probes}
     places = list(dict.fromkeys(place for share in shares.values() for place in share))
     if places:
@@ -50,15 +59,15 @@ def summary(run: Run) -> str:
             for probe, share in shares.items()
         )
         pieces += ["## Update share by kind (nats)", _markdown(["probe set", *places, "residual"], rows)]
-    every = per_component(run, "head")
+    every = with_causes(run, "head")
     for probe in probes:
         top = every[(every["probe"] == probe) & (every["strengthening"] > 0)].nlargest(10, "strengthening")
         if len(top):
-            rows = ([f"{head.layer}.{head.index_}", *map(signed, (head.cause, head.strengthening, head.share, head.graft))]
-                    for head in top.rename(columns={"index": "index_"}).itertuples())  # fmt: skip
+            rows = ([f"{head['layer']}.{head['index']}", *(signed(head[name]) for name in ("cause", *QUANTITIES))]
+                    for head in top.to_dict("records"))  # fmt: skip
             pieces += [
                 f"## Heads strengthened most on {_escape(shown(probe))} (nats)",
-                _markdown(["layer.head", *QUANTITIES.values()], rows),
+                _markdown(["layer.head", "cause", *QUANTITIES.values()], rows),
             ]
     if gaps := not_measured(run):
         pieces += ["## Not measured", "\n".join(f"- {_escape(shown(line, 500))}" for line in gaps)]
@@ -79,13 +88,69 @@ def title(run: Run) -> str:
 
 
 def words(run: Run) -> list[str]:
-    """What was strengthened, as plain sentences: one paragraph per probe set, and the caution."""
+    """What caused the trained responses and what was strengthened, as plain sentences.
+
+    One paragraph for causes, one per probe set, one that sets the two beside each other, and the caution.
+    """
     heads = per_component(run, "head")
     paragraphs = [
-        " ".join(filter(None, (_change(run, probe), _where(run, probe), _strengthened(run, heads, probe))))
-        for probe in probe_sets(run)
+        " ".join((_change(run, probe), _strengthened(run, heads, probe), _where(run, probe))) for probe in probe_sets(run)
     ]
-    return [*(paragraphs or ["No probe set was recorded, so nothing can be said about behaviour."]), CAUTION]
+    paragraphs = paragraphs or ["No probe set was recorded, so nothing can be said about behaviour."]
+    return [_caused(run), *paragraphs, *_compared(run), CAUTION]
+
+
+def _caused(run: Run) -> str:
+    table, named = causes(run), []
+    if table.empty:
+        return NO_CAUSES
+    for kind in ("head", "neuron"):
+        top = table[(table["kind"] == kind) & (table["cause"] > 0)].nlargest(3, "cause")
+        if len(top):
+            named.append(f"the {KINDS[kind]} (layer.{kind}) {_listed(_causing(top))}")
+    against = table[(table["kind"] == "head") & (table["cause"] < 0)].nsmallest(1, "cause")
+    return (
+        f"Before training, exact ablation on {cause_samples(run)} says what caused the trained responses most: "
+        f"{'; '.join(named) or 'no single head or neuron'} (nats of {metric_name(run)})."
+        + (f" The head that opposed them most is {_causing(against)[0]}." if len(against) else "")
+    )
+
+
+def _causing(table: pd.DataFrame) -> list[str]:
+    rows = zip(table["layer"], table["index"], table["cause"], strict=True)
+    return [f"{layer}.{index} ({signed(cause)})" for layer, index, cause in rows]
+
+
+def _compared(run: Run) -> list[str]:
+    """Cause beside strengthening, heads only: nothing where one of them was not measured."""
+    table = rank_correlations(run)
+    found = [
+        f"{signed(row['spearman'], 2)} on {shown(row['probe'])} (n = {row['n']})"
+        for row in table[(table["kind"] == "head") & table["spearman"].notna()].to_dict("records")
+    ]
+    if not found:
+        return []
+    return [
+        "Were the heads that caused the trained responses the ones that were strengthened? The rank correlation (Spearman) "
+        f"between a head’s cause on training samples and its strengthening is {_listed(found)}. {NO_TEST}."
+    ]
+
+
+def _causing_heads(run: Run) -> list[str]:
+    """The ten heads with the largest causes, with their strengthening on every probe set."""
+    table = causes(run)
+    top = table[(table["kind"] == "head") & (table["cause"] > 0)].nlargest(10, "cause")
+    if top.empty:
+        return []
+    every, probes = per_component(run, "head"), probe_sets(run)
+    after = {(row["probe"], row["layer"], row["index"]): row["strengthening"] for row in every.to_dict("records")}
+    rows = (
+        [f"{head['layer']}.{head['index']}", signed(head["cause"]), signed(head["kl"]).lstrip("+"),
+         *(signed(after.get((probe, head["layer"], head["index"]))) for probe in probes)]
+        for head in top.to_dict("records")
+    )  # fmt: skip
+    names = ["layer.head", "cause", "KL (nats per token)", *(f"strengthening on {shown(probe)}" for probe in probes)]
+    return [f"## Heads that caused the trained responses most, on {cause_samples(run)} (nats)", _markdown(names, rows)]
 
 
 def _change(run: Run, probe: str) -> str:
@@ -105,7 +170,7 @@ def _where(run: Run, probe: str) -> str:
     large = abs(sums.change) >= _SMALL
     shares = [
         f"{signed(value)} in {'the ' if kind == 'remainder' else ''}{KINDS.get(kind, kind)}"
-        + (f" ({100 * value / sums.change:.0f} %)".replace("-", "−") if large else "")
+        + (f" ({percent(value / sums.change)})" if large else "")
         for kind, value in totals.sort_values(key=abs, ascending=False).items()
     ]
     resolved = f" ({_resolved(run, probe)} of steps resolved)" if pd.notna(sums.resolved) else ""
@@ -129,7 +194,7 @@ def _strengthened(run: Run, heads: pd.DataFrame, probe: str) -> str:
 
 
 def _named(table: pd.DataFrame) -> str:
-    rows = zip(table["layer"], table["index"], table["strengthening"], table["cause"], strict=True)
+    rows = zip(table["layer"], table["index"], table["strengthening"], table["influence"], strict=True)
     return _listed([
         f"{layer}.{head} ({signed(by)}, from {signed(before)}{', where it opposed' if before < 0 else ''})"
         for layer, head, by, before in rows
@@ -144,7 +209,7 @@ def _shares(run: Run, probe: str) -> dict[str, float]:
 
 def _resolved(run: Run, probe: str) -> str:
     fraction = balance(run, probe).resolved
-    return "–" if pd.isna(fraction) else f"{100 * fraction:.0f} %"
+    return "–" if pd.isna(fraction) else percent(fraction)
 
 
 def _listed(items: list[str]) -> str:

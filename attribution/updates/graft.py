@@ -59,6 +59,7 @@ def graft(
     if not probes:
         raise ConfigError("there is no probe set to read grafts on; give at least one")
     before, after = Components(base), Components(tuned)
+    _check_same_parameters(before, after)
     masks = {name: _mask(before, members) for name, members in components.items()}
     read = metric_named(metric)
     device = next(before.parts.model.parameters()).device
@@ -83,8 +84,7 @@ def swapped(into: Components, source: Components, mask: Tensor) -> Iterator[None
     Raises:
         ModelError: two models whose parameters do not correspond.
     """
-    if [(u.name, u.parameter.shape) for u in into.uses] != [(u.name, u.parameter.shape) for u in source.uses]:
-        raise ModelError("the two models have different parameters; a graft needs a model and a finetuned copy of it")
+    _check_same_parameters(into, source)
     saved: list[tuple[Tensor, Tensor]] = []
     with into.untied():
         try:
@@ -113,6 +113,11 @@ def level(components: Components, found: Sequence[Batch], metric: Metric) -> flo
     with evaluating(components.parts.model):
         total = sum(metric(scored_logits(components.parts, batch), batch).sum().item() for batch in found)
     return total / sum(len(batch) for batch in found)
+
+
+def _check_same_parameters(one: Components, other: Components) -> None:
+    if [(use.name, use.parameter.shape) for use in one.uses] != [(use.name, use.parameter.shape) for use in other.uses]:
+        raise ModelError("the two models have different parameters; a graft needs a model and a finetuned copy of it")
 
 
 def _mask(components: Components, members: Iterable[Component] | pd.DataFrame | str) -> Tensor:

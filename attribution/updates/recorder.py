@@ -147,6 +147,7 @@ class Recorder:
             self._milestone(0, ends=True)
             self._describe()
         self._before: _Before | None = None
+        self._depth = 0
         self._last, self._seconds_at_last = time.perf_counter(), self._seconds
         self._hooks = [
             self._optimizer.register_step_pre_hook(lambda *_: self._step_begins()),
@@ -179,6 +180,9 @@ class Recorder:
     # One step
 
     def _step_begins(self) -> None:
+        self._depth += 1  # an optimizer whose step calls its parent's fires the hooks for both
+        if self._depth > 1:
+            return
         with self._timed(), torch.no_grad():
             watched = self._watch.take()
             gradients = self._watch.gradients(watched)
@@ -206,6 +210,9 @@ class Recorder:
             )
 
     def _step_ends(self) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         before, self._before = self._before, None
         if before is None:
             raise RecordError("the optimizer ended a step that the recorder did not see begin; attach it between steps")

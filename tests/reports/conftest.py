@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from attribution.store import BATCH, RunWriter
+from attribution.store import BATCH, TRAINING, RunWriter
 
 LAYERS, HEADS, NEURONS, STEPS = 3, 4, 12, 6
 PROBES = ("conflict", "agree <b>held out</b>")
@@ -31,7 +32,7 @@ CONFIG = {
     "training": {"max_steps": STEPS, "learning_rate": 1e-3},
     "data": "train.jsonl",
     "probes": ["conflict.jsonl", "agree.jsonl"],
-    "metric": "log-odds",
+    "metric": "log_odds",
     "ablation": "zero",
     "seed": 20250,
 }
@@ -68,9 +69,16 @@ def _singles(probe: str, neurons: int, **values: object) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["kind", "layer", "index"]).assign(probe=probe, **values)
 
 
-def write_run(path: Path, finished: bool = True, neurons: int = NEURONS) -> Path:
-    """Write a run; `neurons`: how many per layer have an influence. Half-way: 3 steps, no milestone, no graft, no meta."""
-    generator, writer = np.random.default_rng(0), RunWriter(path, CONFIG)
+def write_run(
+    path: Path, finished: bool = True, neurons: int = NEURONS, causes: bool = True, config: dict[str, Any] = CONFIG
+) -> Path:
+    """Write a run. Half-way: 3 steps, no milestone, no graft, no meta.
+
+    neurons: how many per layer have an influence. causes: whether they were measured on training samples.
+    """
+    generator, writer = np.random.default_rng(0), RunWriter(path, config)
+    if causes:
+        _add_causes(writer)
     steps = STEPS if finished else STEPS // 2
     writer.vocabulary(WORDS)
     metric = dict.fromkeys(PROBES, -1.5)
@@ -101,13 +109,23 @@ def write_run(path: Path, finished: bool = True, neurons: int = NEURONS) -> Path
             layer = {"step": steps, "probe": probe, "kind": "head", "layer": 0, "index": -1, "graft": 99.0}
             writer.add("grafts", pd.DataFrame([layer]))
         ends = {probe: {"before": -1.5, "after": metric[probe], "kl": 0.1} for probe in PROBES}
-        writer.finish({"steps": steps, "seconds": 12.5, "probes": ends})
+        measured = {"causes": {"samples": 48}} if causes else {}
+        writer.finish({"steps": steps, "seconds": 12.5, "probes": ends, **measured})
     return path
 
 
 def _add_influence(writer: RunWriter, probe: str, step: int, neurons: int, generator: np.random.Generator) -> None:
     rows = _singles(probe, neurons, step=step)
     writer.add("influence", rows.assign(effect=generator.normal(0, 0.3, len(rows)), kl=generator.random(len(rows))))
+
+
+def _add_causes(writer: RunWriter) -> None:
+    """As `runs` writes them: every head, neuron and row on training samples, from a generator of its own."""
+    generator = np.random.default_rng(1)
+    words = pd.DataFrame({"kind": "row", "layer": -1, "index": range(len(WORDS)), "probe": TRAINING, "step": 0})
+    rows = pd.concat([_singles(TRAINING, NEURONS, step=0), words], ignore_index=True)
+    writer.add("influence", rows.assign(effect=generator.normal(0, 0.5, len(rows)), kl=generator.random(len(rows))))
+    writer.flush()
 
 
 @pytest.fixture
@@ -118,6 +136,14 @@ def build() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "seed-0")
+
+
+@pytest.fixture(scope="session")
+def uncaused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a recorder in a loop of the user's own: no causes, and a config of another form."""
+    config = {"model": "planted", "recipe": "a loop of its own", "metric": "log_odds", "ablation": "zero", "milestones": "log",
+              "probes": [{"name": "conflict", "samples": 24}, {"name": "agree <b>held out</b>", "samples": 8}]}  # fmt: skip
+    return write_run(tmp_path_factory.mktemp("runs") / "loop", causes=False, config=config)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The page as text: self-contained, escaped, and honest about what is missing."""
 
+import html
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from attribution.errors import RunError
 from attribution.reports import report
+from attribution.reports.quantities import KINDS, rank_correlations, signed
 from attribution.store import RunWriter, config_hash, read_run
 
 PLOTLY = re.compile(r"<script>/\*\*\n\* plotly\.js.*?</script>", re.DOTALL)
@@ -33,9 +35,11 @@ def test_nothing_is_fetched_and_plotly_is_there_once(text, markup):
 
 def test_sections_stand_in_reading_order(markup):
     order = re.findall(r'<section id="(\w+)">', markup)
-    assert order == ["asked", "words", "behaviour", "heads", "neurons", "rows", "places", "scatter", "missing", "provenance"]
+    assert order == [
+        "words", "asked", "causes", "scatter", "behaviour", "heads", "neurons", "rows", "places", "missing", "provenance",
+    ]  # fmt: skip
     assert markup.count("<h3>conflict</h3>") == 4
-    assert markup.count('<div class="plot"') == 10
+    assert markup.count('<div class="plot"') == 12
 
 
 def test_text_from_data_is_never_markup(text, markup):
@@ -61,15 +65,41 @@ def test_provenance(finished, markup):
 def test_half_a_run_says_what_is_missing(unfinished):
     markup = PLOTLY.sub("", report(unfinished).read_text())
     for sentence in ("The run is not finished", "Training loss: not recorded", "Strengthening of heads: not recorded",
-                     "Graft of neurons: not recorded", "needs the start and a later milestone"):  # fmt: skip
+                     "Graft of neurons: not recorded", "needs exact ablation at the start and"):  # fmt: skip
         assert sentence in markup
-    assert markup.count('<div class="plot"') == 9
+    assert markup.count('<div class="plot"') == 11
 
 
 def test_a_run_of_nothing_has_a_page_without_figures(tmp_path):
     RunWriter(tmp_path / "run", {"model": "m"})
     markup = PLOTLY.sub("", report(tmp_path / "run").read_text())
-    assert markup.count('<div class="plot"') == 0 and markup.count('class="absent"') == 6
+    assert markup.count('<div class="plot"') == 0 and markup.count('class="absent"') == 7
+
+
+def _section(markup, key):
+    return re.search(rf'<section id="{key}">.*?</section>', markup, re.DOTALL).group()
+
+
+def test_causes_are_told_with_their_samples_and_the_scatter_with_its_limits(finished, markup):
+    causes, scatter = _section(markup, "causes"), _section(markup, "scatter")
+    assert "on 48 training samples, before training" in causes and "Effects need not add up" in causes
+    assert causes.count('<div class="plot"') == 2
+    assert "no test of the claim" in scatter and "more room to move" in scatter
+    for row in rank_correlations(read_run(finished)).to_dict("records"):
+        cells = f"{KINDS[row['kind']]} on {html.escape(row['probe'])}</td><td>{signed(row['spearman'])}</td><td>{row['n']}</td>"
+        assert cells in scatter
+
+
+def test_a_loop_of_ones_own_without_causes(uncaused):
+    markup = PLOTLY.sub("", report(uncaused).read_text())
+    asked = _section(markup, "asked")
+    assert "conflict (24 samples), agree &lt;b&gt;held out&lt;/b&gt; (8 samples)" in asked and "{" not in asked
+    assert "<td>log-odds</td>" in asked and "log_odds" not in asked
+    for key in ("words", "causes", "missing"):
+        assert "no component was ablated on the training samples" in _section(markup, key)
+    assert "Causes on training samples were not measured" in _section(markup, "scatter")
+    assert 'class="plot"' not in _section(markup, "causes") + _section(markup, "scatter")
+    assert markup.count('<div class="plot"') == 9
 
 
 def test_no_run_is_a_sentence(tmp_path):

@@ -3,7 +3,7 @@
 import html
 
 from attribution.reports import quantities, report, summary
-from attribution.reports.summary import CAUTION, words
+from attribution.reports.summary import CAUTION, NO_TEST, words
 from attribution.store import RunWriter, read_run
 
 
@@ -11,9 +11,10 @@ def test_words_stand_in_page_and_summary(finished):
     run = read_run(finished)
     page = report(finished)
     told = words(run)
-    assert len(told) == 3 and told[-1] == CAUTION
+    assert len(told) == 5 and told[-1] == CAUTION
+    shown = page.read_text().replace("&nbsp;", " ")
     for line in told:
-        assert html.escape(line) in page.read_text()
+        assert html.escape(line) in shown
     assert (finished / "summary.md").read_text() == summary(run)
     assert CAUTION in summary(run)
 
@@ -24,13 +25,35 @@ def test_words_carry_the_numbers(finished):
     best = table.loc[table["strengthening"].idxmax()]
     named = f"{int(best['layer'])}.{int(best['index'])} ({quantities.signed(best['strengthening'])}"
     change = quantities.behaviour(run).loc["conflict", "change"]
-    assert named in words(run)[0] and quantities.signed(change) in words(run)[0]
-    assert "83 % of steps resolved" in words(run)[0]
+    assert named in words(run)[1] and quantities.signed(change) in words(run)[1]
+    assert "83 % of steps resolved" in words(run)[1] and "log-odds went from" in words(run)[1]
+
+
+def test_words_name_the_largest_causes_and_their_rank_correlation(finished):
+    run = read_run(finished)
+    table, first, compared = quantities.causes(run), words(run)[0], words(run)[3]
+    assert "48 training samples" in first
+    for kind in ("head", "neuron"):
+        top = table[table["kind"] == kind].nlargest(3, "cause").to_dict("records")
+        names = [f"{row['layer']}.{row['index']} ({quantities.signed(row['cause'])})" for row in top]
+        assert f"{names[0]}, {names[1]} and {names[2]}" in first
+    worst = table[table["kind"] == "head"].nsmallest(1, "cause").iloc[0]
+    assert f"opposed them most is {worst['layer']}.{worst['index']} ({quantities.signed(worst['cause'])})" in first
+    for row in quantities.rank_correlations(run).query("kind == 'head'").to_dict("records"):
+        assert f"{quantities.signed(row['spearman'], 2)} on {row['probe']} (n = 12)" in compared
+    assert NO_TEST in compared
+
+
+def test_without_causes_the_words_say_so(uncaused):
+    told = words(read_run(uncaused))
+    assert told[0] == quantities.NO_CAUSES and len(told) == 4 and "Spearman" not in " ".join(told)
+    assert "caused the trained responses most" not in summary(read_run(uncaused))
 
 
 def test_tables(finished):
     run = read_run(finished)
     text = summary(run)
+    assert "## Heads that caused the trained responses most, on 48 training samples" in text
     for head in ("## Behaviour", "## Update share by kind", "## Heads strengthened most on conflict", "## Not measured"):
         assert head in text
     table = text.split("## Heads strengthened most on conflict (nats)")[1].split("##")[0].strip().splitlines()

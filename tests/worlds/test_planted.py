@@ -227,7 +227,7 @@ def test_same_seed_builds_the_same_bytes(tmp_path):
 
 
 def test_unknown_world_and_no_steps_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="'planet'.*planted/unrouted"):
+    with pytest.raises(ConfigError, match=r"'planet'.*planted/unrouted"):
         build("planet", 1, tmp_path)
     with pytest.raises(ConfigError, match="0 training steps"):
         build("planted/unrouted", 1, tmp_path, steps=0)

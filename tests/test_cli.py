@@ -1,0 +1,129 @@
+"""The command line: instant help, verbs that say what they do, and errors in one sentence."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from attribution.cli import VERBS, main
+from attribution.samples import read_samples
+from attribution.store import RunWriter
+
+
+def python(*code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["recipes"], ["ls", "--help"]])
+def test_help_and_recipes_import_no_torch(arguments):
+    code = f"""
+import sys
+from attribution.cli import main
+try:
+    main({arguments!r})
+finally:
+    print("heavy:", sorted({{"torch", "transformers", "trl", "pandas", "plotly"}} & set(sys.modules)))
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout or "sft" in done.stdout
+    assert "heavy: []" in done.stdout
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0
+    assert f"usage: attribution {verb}" in capsys.readouterr().out
+
+
+def test_module_and_version():
+    done = python("-m", "attribution", "--version")
+    assert done.stdout.startswith("attribution ") and done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["stduy"], "unknown command 'stduy'; expected study"),
+        (["study", "plantd"], "unknown study 'plantd'; expected planted"),
+        (["study", "none.json"], "cannot read the study none.json"),
+        (["study", "--seeds", "0"], "0 seeds"),
+        (["ls", "nowhere"], "no runs below nowhere"),
+        (["report", "nowhere"], "holds no run"),
+        (["samples", "none.txt", "--out", "x.jsonl"], "cannot read none.txt"),
+        (["build-world", "planet", "--seed", "1", "--out", "x"], "unknown world 'planet'"),
+        (["run", "none.json"], "cannot read the config none.json"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert named in shown.err and len(shown.err.strip().splitlines()) == 1 and shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_flags_leave_with_2(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["run", "--data", "d", "--probes", "p", "--learning-rate", "3"])
+    assert left.value.code == 2
+
+
+def test_samples_are_cut_from_text(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("one two three four five six\n\nseven eight nine ten")
+    out = tmp_path / "d.jsonl"
+    assert main(["samples", str(tmp_path / "text.txt"), "--out", str(out), "--prompt-words", "2", "--response-words", "1"]) == 0
+    assert capsys.readouterr().out == f"3 samples in {out}\n"
+    assert [(s.prompt, s.response) for s in read_samples(out)] == [
+        ("one two", " three"),
+        ("four five", " six"),
+        ("seven eight", " nine"),
+    ]
+
+
+def test_ls_lists_runs_with_their_state(tmp_path, capsys):
+    RunWriter(tmp_path / "a" / "seed-0", {"model": "m\x1b[31m", "recipe": "sft"}).finish({"steps": 3})
+    writer = RunWriter(tmp_path / "a" / "seed-1", {"model": "m", "recipe": "sft"})
+    writer.add("steps", pd.DataFrame([{"step": 1}]))
+    writer.status("failed", step=1)
+    assert main(["ls", str(tmp_path)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "finished  3 steps  sft  m\\x1b[31m" in first and "\x1b" not in first
+    assert "failed  1 steps" in second
+
+
+def test_a_study_file_runs_every_arm_with_every_seed(tmp_path, monkeypatch, capsys):
+    from attribution import study
+
+    done = []
+    monkeypatch.setattr(study, "run", lambda config, path, **_: done.append((config.seed, path)) or path / "report.html")
+    arm = {"data": "d.jsonl", "probes": ["p.jsonl"]}
+    (tmp_path / "s.json").write_text(
+        json.dumps({"name": "mine", "arms": {"A": arm, "B": {**arm, "metric": "log_prob"}}, "seeds": [4, 7]})
+    )
+    assert main(["study", str(tmp_path / "s.json"), "--out", str(tmp_path)]) == 0
+    assert [seed for seed, _ in done] == [4, 7, 4, 7]
+    assert [path.parent.name.split("-")[0] for _, path in done] == ["A", "A", "B", "B"]
+    assert all(path.parent.parent == tmp_path / "mine" for _, path in done)
+    assert capsys.readouterr().out.splitlines() == [str(path / "report.html") for _, path in done]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"arms": {}}, "arms"), ({"name": "../x"}, "name"), ({"seed": 1}, "unknown key 'seed'; expected name, arms, seeds")],
+)
+def test_a_wrong_study_names_the_key(tmp_path, capsys, change, named):
+    study = {"name": "mine", "arms": {"A": {"data": "d", "probes": ["p"]}}}
+    (tmp_path / "s.json").write_text(json.dumps({**study, **change}))
+    assert main(["study", str(tmp_path / "s.json")]) == 2
+    assert named in capsys.readouterr().err

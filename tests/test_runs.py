@@ -1,0 +1,295 @@
+"""The run: cause, train and record, graft, report; and what a user can get wrong, which leaves nothing behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import attribution as at
+from attribution.cli import main
+from attribution.errors import ConfigError, RunError
+from attribution.models import EMBEDDED
+from attribution.recipes.sft import SFT
+from attribution.runs import RunConfig, directory, run
+from attribution.samples import Sample, write_samples
+from attribution.store import BATCH, TRAINING, read_run
+from attribution.worlds import planted as grammar
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Files of training samples and of two probe sets."""
+    folder = tmp_path_factory.mktemp("data")
+    sets = {
+        "train": grammar.prompts(12, 1, problems=grammar.TRAINING),
+        "conflict": grammar.prompts(6, 2, star="conflict"),
+        "agree": grammar.prompts(6, 3, star="agree"),
+    }
+    return {name: str(write_samples(folder / f"{name}.jsonl", [Sample(**row) for row in rows])) for name, rows in sets.items()}
+
+
+def config_of(data, **changes) -> RunConfig:
+    settings = {"data": data["train"], "probes": (data["conflict"], data["agree"]), "milestones": "ends",
+                "training": SFT(max_steps=2, batch_size=6, learning_rate=1e-3)}  # fmt: skip
+    return RunConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    told = []
+    config = config_of(data)
+    path = directory(config, tmp_path_factory.mktemp("runs"))
+    report = run(config, path, tell=told.append)
+    return path, report, told
+
+
+def test_a_run_holds_causes_record_grafts_and_report(finished, data):
+    path, report, told = finished
+    found = read_run(path)
+    assert report == path / "report.html" and report.stat().st_size > 1e6 and (path / "summary.md").exists()
+    assert found.status["state"] == "finished" and found.result["steps"] == 2
+    causes = found.influence[(found.influence["probe"] == TRAINING)]
+    assert causes["kind"].value_counts().to_dict() == {"neuron": 1024, "row": 101, "head": 16}
+    assert set(found.influence["probe"]) == {TRAINING, "conflict", "agree"}
+    assert set(found.parts["probe"]) == {BATCH, "conflict", "agree"}
+    assert len(told) == 4 and all(line in (path / "log.txt").read_text() for line in told)
+    assert not (path / "trainer").exists()
+    inputs = json.loads((path / "config.json").read_text())["inputs"]
+    assert set(inputs) == set(data.values()) and all(len(digest) == 64 for digest in inputs.values())
+
+
+def test_causes_of_the_run_are_those_of_the_python_face(finished, data):
+    found = read_run(finished[0])
+    causes = found.influence[found.influence["probe"] == TRAINING].reset_index()
+    expected = at.attribute(*at.load("planted"), at.read_samples(data["train"])).table
+    assert expected["effect"].abs().max() > 0.1
+    assert causes["effect"].to_numpy() == pytest.approx(expected["effect"].to_numpy(), abs=1e-5)
+
+
+def test_grafts_of_the_run_are_of_heads_and_of_the_largest_shares(finished):
+    found = read_run(finished[0])
+    counts = found.grafts[found.grafts["probe"] == "agree"]["kind"].value_counts().to_dict()
+    assert counts["head"] == 16 and 64 <= counts["neuron"] <= 128 and 24 <= counts["row"] <= 48
+    shares = at.update_shares(found.path)
+    for probe in ("agree", "conflict"):
+        layer = shares[(shares["probe"] == probe) & (shares["kind"] == "neuron") & (shares["layer"] == 2)]
+        largest = layer.loc[layer["share"].abs().nlargest(16).index, "index"]
+        grafted = found.grafts[(found.grafts["kind"] == "neuron") & (found.grafts["layer"] == 2)]["index"]
+        assert set(largest) <= set(grafted)
+    assert (found.grafts["graft"] != 0).mean() > 0.9 and (found.grafts["prune"] != 0).mean() > 0.9
+    # over two small steps a graft and a share of the same component are nearly the same thing
+    both = found.grafts.astype({"probe": object, "kind": object}).merge(shares, on=["probe", "kind", "layer", "index"])
+    assert both["graft"].corr(both["share"], method="spearman") > 0.7
+
+
+def test_a_finished_run_is_left_as_it_is(finished, data):
+    path = finished[0]
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*.parquet")}
+    assert run(config_of(data), path) == path / "report.html"
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*.parquet")} == before
+
+
+def test_a_run_is_replayed_from_its_config(finished, tmp_path, capsys):
+    path = finished[0]
+    assert main(["run", str(path / "config.json"), "--out", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "again" / "report.html")
+    one, other = read_run(path), read_run(tmp_path / "again")
+    assert one.config == other.config
+    for frame in ("steps", "probes", "parts", "influence", "grafts"):
+        a, b = getattr(one, frame), getattr(other, frame)
+        timed = [column for column in a if "seconds" in column]
+        assert a.drop(columns=timed).equals(b.drop(columns=timed)), frame
+
+
+def test_the_hash_names_what_is_trained_and_not_the_seed(data):
+    config = config_of(data)
+    assert config.hash == config.model_copy(update={"seed": 5, "device": "cuda"}).hash
+    assert config.hash != config_of(data, metric="log_prob").hash
+    assert directory(config, "runs", "A") == Path("runs") / f"A-{config.hash}" / "seed-0"
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_changed_input_is_noticed_on_replay(finished, tmp_path):
+    config = RunConfig.read(finished[0] / "config.json")
+    moved = tmp_path / "train.jsonl"
+    shutil.copy(config.data, moved)
+    changed = config.model_copy(update={"data": str(moved), "inputs": {str(moved): "0" * 64}})
+    with pytest.raises(ConfigError, match="has changed since"):
+        run(changed, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_in_the_directory_is_refused_and_nothing_is_touched(finished, data):
+    path = finished[0]
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    with pytest.raises(RunError, match="another config"):
+        run(config_of(data, metric="log_prob"), path)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+def test_training_that_breaks_leaves_what_was_recorded(tmp_path, data):
+    config = config_of(data, training=SFT(max_steps=3, batch_size=6, learning_rate=1e30, optimizer="sgd", max_grad_norm=0))
+    with pytest.raises(at.AttributionError, match="step 2: the gradient is not finite"):
+        run(config, tmp_path / "run")
+    found = read_run(tmp_path / "run")
+    assert found.status["state"] == "failed" and "not finite" in found.status["error"]
+    assert found.steps["step"].tolist() == [1]
+    assert (found.influence["probe"] == TRAINING).any()
+    assert at.report(tmp_path / "run").exists()
+
+
+def test_resample_ablation_takes_its_values_from_counterfactuals(tmp_path, data):
+    neutral = grammar.prompts(6, 3, trait=False)
+    rows = [Sample(**row) for row in neutral]
+    file = str(write_samples(tmp_path / "neutral.jsonl", rows))
+    config = config_of(data, probes=(data["agree"],), counterfactuals=(file,), ablation="resample")
+    with pytest.raises(at.AttributionError, match="cannot be aligned"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(config.model_copy(update={"ablation": "mean"}), tmp_path / "run")
+    base = at.load("planted")
+    expected = at.attribute(*base, at.read_samples(data["agree"]), reference="mean", counterfactuals=rows).table["effect"]
+    found = read_run(tmp_path / "run").influence
+    found = found[(found["probe"] == "agree") & (found["step"] == 0)]["effect"]
+    assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-5)
+
+
+MODEL = str(EMBEDDED / "planted" / "unrouted")
+
+
+def damaged(tmp_path, **replaced):
+    """The embedded model as a folder with some files replaced (None: removed)."""
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    for name, content in replaced.items():
+        file = folder / name.replace("__", ".")
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+    return folder
+
+
+def _pickle_only(tmp_path):
+    folder = damaged(tmp_path, model__safetensors=None)
+    torch.save({}, folder / "pytorch_model.bin")
+    return folder
+
+
+def _of_type(tmp_path, **changes):
+    config = json.loads((Path(MODEL) / "config.json").read_text())
+    return damaged(tmp_path, config__json=json.dumps({**config, **changes}))
+
+
+ONE = '{"prompt": "eve fell . tom says :", "response": " lift", "contrast": [" kick"]}\n'
+WRONG = {
+    "model folder missing": (lambda t: {"model": str(t / "none")}, "no model folder"),
+    "no weights": (lambda t: {"model": str(damaged(t, model__safetensors=None))}, "holds no weights"),
+    "pickle only": (lambda t: {"model": str(_pickle_only(t))}, "only as pickle"),
+    "unknown architecture": (
+        lambda t: {"model": str(_of_type(t, model_type="gpt_bigcode", architectures=["GPTBigCodeForCausalLM"]))},
+        "unknown architecture",
+    ),
+    "not a causal LM": (
+        lambda t: {"model": str(_of_type(t, architectures=["LlamaForSequenceClassification"]))},
+        "not a causal language model",
+    ),
+    "malformed line": (lambda t: {"data": (t, ONE + "{prompt}\n")}, "line 2: not JSON"),
+    "unknown field": (lambda t: {"data": (t, ONE + '{"prompt": "a", "answer": "b"}\n')}, "line 2"),
+    "empty file": (lambda t: {"data": (t, "\n")}, "holds no samples"),
+    "no such file": (lambda t: {"probes": [str(t / "none.jsonl")]}, "cannot read samples"),
+    "response of nothing": (lambda t: {"data": (t, '{"prompt": "eve fell .", "response": " "}\n')}, "tokenizes to nothing"),
+    "too long": (
+        lambda t: {"data": (t, json.dumps({"prompt": "eve fell . " * 40, "response": " lift"}) + "\n")},
+        "context window of 64",
+    ),
+    "unknown word": (lambda t: {"probes": (t, '{"prompt": "eve flew .", "response": " lift"}\n')}, "does not know a word"),
+    "contrast is the response": (
+        lambda t: {"probes": (t, '{"prompt": "eve fell .", "response": " lift", "contrast": [" lift"]}\n')},
+        "contrast ' lift' equals",
+    ),
+    "no contrast": (
+        lambda t: {"probes": (t, '{"prompt": "eve fell .", "response": " lift"}\n'), "metric": "logit_difference"},
+        "contrast",
+    ),
+    "unknown recipe": (lambda t: {"recipe": "stf"}, "unknown recipe 'stf'"),
+    "unknown metric": (lambda t: {"metric": "logodds"}, "unknown metric 'logodds'"),
+    "no probe set": (lambda t: {"probes": []}, "no probe set"),
+    "two probe sets of one name": (lambda t: {"probes": "twice"}, "its own name"),
+    "no counterfactuals": (lambda t: {"ablation": "mean"}, "counterfactual"),
+    "directory holds something else": (lambda t: {"out": "occupied"}, "not empty"),
+    "directory is a file": (lambda t: {"out": "file"}, "is a file"),
+    "unwritable directory": (lambda t: {"out": "below a file"}, "cannot write"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, data, capsys, case):
+    make, named = WRONG[case]
+    arguments = {
+        "model": "planted",
+        "data": data["train"],
+        "probes": [data["conflict"]],
+        "out": str(tmp_path / "out"),
+        **make(tmp_path),
+    }
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.tex").write_text("mine")
+    for key in ("data", "probes"):
+        if isinstance(arguments[key], tuple):
+            file = tmp_path / f"bad-{key}.jsonl"
+            file.write_text(arguments[key][1])
+            arguments[key] = str(file) if key == "data" else [str(file)]
+    if arguments["probes"] == "twice":
+        arguments["probes"] = [data["conflict"], data["conflict"]]
+    places = {"occupied": occupied, "file": occupied / "thesis.tex", "below a file": occupied / "thesis.tex" / "run"}
+    arguments["out"] = str(places.get(arguments["out"], arguments["out"]))
+    flags = [
+        word for key, value in arguments.items() for word in (f"--{key}", *(value if isinstance(value, list) else [value]))
+    ]
+    code = main(["run", *flags, "--training.max-steps", "1"])
+    error = capsys.readouterr().err.strip()
+    assert code == 2, error
+    assert named in error and error.startswith("attribution: ") and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in occupied.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"data": "d", "probes": ["p"], "steps": 3}', "unknown key 'steps'"),
+        ('{"data": "d", "probes": ["p"], "training": {"step": 3}}', "training: unknown key 'step'; expected max_steps"),
+        ('{"data": "d", "probes": ["p"], "training": {"max_steps": 0}}', "training: max_steps"),
+        ('{"data": "d", "probes": ["p"], "ablation": "median"}', "ablation"),
+        ('{"probes": ["p"]}', "data is missing"),
+        ("{", "config"),
+    ],
+)
+def test_a_wrong_config_names_the_key(tmp_path, capsys, content, named):
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    assert main(["run", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert named in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_real_text_on_a_real_model(tmp_path, stories, capsys):
+    text = stories.parents[1] / "text"
+    for name in ("train", "heldout"):
+        assert (
+            main(["samples", str(text / f"campfire-{name}.md"), "--out", str(tmp_path / f"{name}.jsonl"), "--limit", "8"]) == 0
+        )
+    capsys.readouterr()
+    code = main(["run", "--model", str(stories), "--recipe", "sft", "--data", str(tmp_path / "train.jsonl"), "--probes",
+                 str(tmp_path / "heldout.jsonl"), "--out", str(tmp_path / "run"), "--training.max-steps", "2",
+                 "--training.batch-size", "4", "--milestones", "ends", "--everything", "False"])  # fmt: skip
+    assert code == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "report.html")
+    found = read_run(tmp_path / "run")
+    assert found.probes["resolved"].dropna().astype(bool).all() and found.meta["model"]["tied"]
+    assert set(found.grafts["kind"]) == {"head", "neuron", "row"}
+    assert found.steps["loss"].notna().all()

@@ -1,0 +1,138 @@
+"""The recorder in a stock SFTTrainer: the same weights bit by bit, dropout on, and rows for every step."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from attribution.causes import attribute
+from attribution.errors import RecordError
+from attribution.models import load
+from attribution.samples import encode
+from attribution.store import BATCH, read_run
+from attribution.updates.callback import RecorderCallback
+
+
+def trainer(model, tokenizer, training, directory, callbacks=(), **settings):
+    rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in encode(tokenizer, training)]
+    arguments = {
+        "output_dir": str(directory), "max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
+        "bf16": False, "activation_checkpointing": False, "report_to": "none", "save_strategy": "no", "use_cpu": True,
+        "dataloader_pin_memory": False, "logging_steps": 1, "disable_tqdm": True, "max_length": None, "seed": 3,
+        "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    return SFTTrainer(
+        model=model, args=SFTConfig(**{**arguments, **settings}), train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+def with_dropout(tokenizer):
+    """A small Llama with attention dropout, which draws random numbers in every training pass."""
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attention_dropout=0.3, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gradient_accumulation_steps": 2}, {"activation_checkpointing": True}, {"optim": "sgd", "max_grad_norm": 0.05}],
+    ids=["plain", "accumulation", "checkpointing", "sgd, clipped"],
+)
+def test_weights_are_bit_identical_with_and_without(tmp_path, fresh, training, probes, settings):
+    tokenizer = fresh.tokenizer
+    ends, losses = [], []
+    for recording in (False, True):
+        model = with_dropout(tokenizer)
+        start = {name: p.clone() for name, p in model.state_dict().items()}
+        callbacks = [RecorderCallback(tmp_path / "run", probes=probes, milestones="log")] if recording else []
+        made = trainer(model, tokenizer, training, tmp_path / "trainer", callbacks, **settings)
+        made.train()
+        ends.append({name: p.clone() for name, p in model.state_dict().items()})
+        losses.append([row["loss"] for row in made.state.log_history if "loss" in row])
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in start)
+    assert sum(not torch.equal(start[name], ends[0][name]) for name in start) > len(start) / 2
+    assert losses[0] == losses[1]
+    run = read_run(tmp_path / "run")
+    assert run.steps["step"].tolist() == [1, 2, 3] and run.result is not None
+    assert run.steps["loss"].to_numpy() == pytest.approx(losses[0], abs=1e-3)  # the trainer rounds
+    for name in (BATCH, *(probe.name for probe in probes)):
+        for step in (1, 2, 3):
+            rows = run.parts[(run.parts["probe"] == name) & (run.parts["step"] == step)]
+            for column in ("cause_before", "cause_after", "update_norm" if name == BATCH else "share"):
+                assert rows[column].abs().max() > 0, (name, step, column)
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.05, "gradient_accumulation_steps": 3}], ids=["plain", "clipped"])
+def test_causes_on_the_batch_are_the_tapped_ones(tmp_path, fresh, training, settings):
+    model, tokenizer = fresh
+    base = load("planted/unrouted").model
+    size = len(training) // settings.get("gradient_accumulation_steps", 1)
+    callback = RecorderCallback(tmp_path / "run", everything=True)
+    trainer(
+        model, tokenizer, training, tmp_path / "t", [callback], max_steps=1, per_device_train_batch_size=size, **settings
+    ).train()
+    run = read_run(tmp_path / "run")
+    rows = run.parts[(run.parts["probe"] == BATCH) & run.parts["cause_before"].notna()]
+    expected = attribute(base, tokenizer, training, method="gradient", metric="log_prob").table["effect"] * len(training)
+    assert len(rows) == len(expected)
+    assert rows["cause_before"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-5 * expected.abs().max() + 1e-5)
+    tuned = attribute(model, tokenizer, training, method="gradient", metric="log_prob").table["effect"] * len(training)
+    assert rows["cause_after"].to_numpy() == pytest.approx(tuned.to_numpy(), abs=1e-5 * tuned.abs().max() + 1e-5)
+    assert run.steps["normalizer"].iloc[0] == len(training)
+    assert (run.steps["clip_factor"].iloc[0] < 0.5) == ("max_grad_norm" in settings)
+
+
+def test_gradients_edited_by_a_later_callback_are_seen(tmp_path, fresh, training):
+    from transformers import TrainerCallback
+
+    class Doubling(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            for parameter in kwargs["model"].parameters():
+                parameter.grad.mul_(2)
+            norms.append(sum(p.grad.square().sum() for p in kwargs["model"].parameters()).sqrt().item())
+
+    norms = []
+    model, tokenizer = fresh
+    trainer(model, tokenizer, training, tmp_path / "t", [RecorderCallback(tmp_path / "run"), Doubling()], max_steps=2).train()
+    assert read_run(tmp_path / "run").steps["grad_norm"].to_numpy() == pytest.approx(norms, rel=1e-4)
+
+
+def test_an_optimizer_whose_steps_cannot_be_seen_is_refused_at_its_first_step(tmp_path, fresh, training):
+    model, tokenizer = fresh
+
+    class Unseen(torch.optim.SGD):
+        """Steps without the hooks, as optimizers do that work inside backward."""
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            return None
+
+    Unseen.step.hooked = True  # torch then leaves it as it is
+    made = trainer(model, tokenizer, training, tmp_path / "t", [RecorderCallback(tmp_path / "run")])
+    made.optimizer = Unseen(model.parameters(), lr=0.1)
+    with pytest.raises(RecordError, match="step 1, the optimizer's hooks saw 0"):
+        made.train()
+
+
+def test_after_an_exception_the_record_can_be_closed(tmp_path, fresh, training, probes):
+    from transformers import TrainerCallback
+
+    class Stopping(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    model, tokenizer = fresh
+    callback = RecorderCallback(tmp_path / "run", probes=probes[:1], milestones="ends")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer(model, tokenizer, training, tmp_path / "t", [callback, Stopping()]).train()
+    callback.failed(caught.value)
+    run = read_run(tmp_path / "run")
+    assert run.status["state"] == "interrupted" and run.steps["step"].tolist() == [1, 2]
+    assert not model._forward_hooks and not model._forward_pre_hooks

@@ -1,0 +1,154 @@
+"""Update shares: closed forms, the sum rule, and weights that come back bit by bit."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attribution.components import Components
+from attribution.metrics import log_odds
+from attribution.models import load
+from attribution.samples import batches, encode
+from attribution.updates.graft import level, swapped
+from attribution.updates.share import FLOOR, TOLERANCE, Node, Path, integrate, read, shares
+
+
+def polynomial(coefficients):
+    """A path along which metric(s) is a polynomial, its gradient split between two groups."""
+
+    def node(s: float) -> Node:
+        slope = sum(k * c * s ** (k - 1) for k, c in enumerate(coefficients) if k)
+        metric = sum(c * s**k for k, c in enumerate(coefficients))
+        return Node(s, metric, torch.tensor([0.25 * slope, 0.75 * slope], dtype=torch.float64))
+
+    return node
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=4))
+def test_cubics_are_exact_and_split_as_their_gradient(coefficients):
+    node = polynomial([0.0, *coefficients[1:]])
+    found = integrate(node(0.0), node(1.0), node)
+    assert found.resolved
+    assert found.share.sum().item() + found.residual == pytest.approx(found.change, abs=1e-9)
+    if found.passes > 2:  # Simpson integrates the slope of a cubic exactly
+        assert found.share.tolist() == pytest.approx([0.25 * found.change, 0.75 * found.change], abs=1e-9)
+
+
+def test_a_straight_metric_takes_two_passes_and_a_bent_one_more():
+    straight, bent = polynomial([1.0, 2.0]), polynomial([0.0, 1.0, -2.0, 5.0, -1.0, 7.0, 3.0])
+    assert integrate(straight(0.0), straight(1.0), straight).passes == 2
+    found = integrate(bent(0.0), bent(1.0), bent)
+    assert found.passes > 3 and found.resolved
+    assert abs(found.residual) <= TOLERANCE * abs(found.change) + FLOOR
+
+
+def test_a_budget_that_does_not_suffice_is_said():
+    wild = polynomial([0.0] * 60 + [1.0])
+    found = integrate(wild(0.0), wild(1.0), wild, passes=3)
+    assert found.passes == 3 and not found.resolved
+    assert found.residual == pytest.approx(found.change - found.share.sum().item())
+    assert integrate(wild(0.0), wild(1.0), wild, passes=40).resolved
+
+
+def test_refinement_goes_where_the_metric_bends():
+    asked = []
+
+    def cliff(s: float) -> Node:
+        asked.append(s)
+        sharp = torch.tensor(60.0 * (s - 0.9), dtype=torch.float64)
+        return Node(s, torch.sigmoid(sharp).item(), 60 * torch.sigmoid(sharp) * (1 - torch.sigmoid(sharp)).reshape(1))
+
+    found = integrate(cliff(0.0), cliff(1.0), cliff, passes=21)
+    assert found.resolved and sum(s > 0.75 for s in asked) > len(asked) / 2
+
+
+@pytest.fixture(scope="module")
+def trained(training):
+    """Start weights, the model one large step later, and a probe batch."""
+    model, tokenizer = load("planted/unrouted")
+    components = Components(model)
+    start = {name: p.detach().clone() for name, p in components.stored.items()}
+    found = batches(encode(tokenizer, training), 16)
+    reading = read(components, found, log_odds)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in components.stored.items():
+            gradient = reading.gradients[name]
+            parameter += 2e-3 * gradient.sign() * torch.rand(parameter.shape, generator=generator)
+    return components, start, found, reading
+
+
+def test_shares_add_up_to_the_change(trained):
+    components, start, found, before = trained
+    after = read(components, found, log_odds)
+    result = shares(Path(components, start), found, log_odds, before, after)
+    assert result.resolved and abs(result.change) > 0.1
+    assert result.change == pytest.approx(after.metric - before.metric)
+    assert abs(result.change - result.share.sum().item()) <= TOLERANCE * abs(result.change) + FLOOR
+    assert (result.share != 0).float().mean() > 0.9
+
+
+def test_zeros_instead_of_gradients_break_the_sum_rule(trained):
+    components, start, found, before = trained
+    nothing = {name: torch.zeros_like(g) for name, g in before.gradients.items()}
+    path = Path(components, start)
+    ends = [path.node(s, reading.__class__(reading.metric, nothing, [])) for s, reading in
+            ((0.0, before), (1.0, read(components, found, log_odds)))]  # fmt: skip
+    assert not integrate(*ends, lambda s: Node(s, 0.0, ends[0].products), passes=5).resolved
+
+
+def test_the_gradient_along_the_path_is_the_finite_difference(trained):
+    components, start, found, _ = trained
+    path = Path(components, start)
+    with path.at(0.5):
+        slope = path.products(read(components, found, log_odds).gradients).sum().item()
+    width = 0.05
+    values = []
+    for s in (0.5 - width, 0.5 + width):
+        with path.at(s):
+            values.append(level(components, found, log_odds))
+    assert slope == pytest.approx((values[1] - values[0]) / (2 * width), rel=5e-3)
+
+
+def test_weights_come_back_bit_by_bit_also_after_an_exception(trained):
+    components, start, _, _ = trained
+    before = {name: p.detach().clone() for name, p in components.stored.items()}
+    path = Path(components, start)
+    with path.at(0.3):
+        assert not all(torch.equal(before[name], p) for name, p in components.stored.items())
+    with pytest.raises(KeyboardInterrupt), path.at(0.7):
+        raise KeyboardInterrupt
+    assert all(torch.equal(before[name], p) for name, p in components.stored.items())
+
+
+def test_reading_leaves_no_trace(fresh, training):
+    model, tokenizer = fresh
+    components = Components(model)
+    model.train()
+    model.model.layers[1].eval()
+    model.model.norm.weight.requires_grad_(False)
+    state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+    reading = read(components, batches(encode(tokenizer, training), 16), log_odds)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.model.norm.weight.requires_grad
+    assert reading.gradients["model.norm.weight"].abs().sum() > 0  # frozen weights take part in the sum rule
+
+
+def test_groups_swapped_one_after_the_other_telescope(trained):
+    components, start, found, _ = trained
+    tuned, base = components, Components(load("planted/unrouted").model)
+    assert all(torch.equal(base.stored[name], value) for name, value in start.items())
+    generator = torch.Generator().manual_seed(0)
+    piece = torch.randint(0, 5, (base.group_count,), generator=generator)
+    at = [level(base, found, log_odds)]
+    for last in range(5):
+        with swapped(base, tuned, piece <= last):
+            at.append(level(base, found, log_odds))
+    steps = [b - a for a, b in pairwise(at)]
+    change = level(tuned, found, log_odds) - at[0]
+    assert abs(change) > 0.1 and all(abs(step) > 1e-4 for step in steps)
+    assert sum(steps) == pytest.approx(change, abs=1e-5)
