@@ -8,7 +8,7 @@ Every function takes logits as Float [token, vocabulary], as `samples.Batch` des
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +55,16 @@ METRICS: dict[str, Metric] = {
     "log_prob": log_prob,
     "logit_difference": logit_difference,
 }
+
+
+def check_scorable(metric: Metric, batches: Sequence[Batch], vocabulary: int) -> None:
+    """Apply a metric to flat logits, so that samples it cannot score fail before any model is run.
+
+    Raises:
+        DataError: as the metric.
+    """
+    for batch in batches:
+        metric(torch.zeros(len(batch.tokens), vocabulary, device=batch.ids.device), batch)
 
 
 def metric_named(name: str) -> Metric:

@@ -65,8 +65,12 @@ class Anatomy:
         return _child(self.layers[layer], projection.module)
 
     def unembed(self, normed: Tensor) -> Tensor:
-        """Logits from outputs of the final norm, soft-capped where the model caps them."""
+        """Logits from outputs of the final norm, soft-capped where the model caps them; in float32 or wider.
+
+        Metrics subtract numbers of like size, which half precision would round away.
+        """
         logits = self.unembedding(normed)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 

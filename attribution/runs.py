@@ -41,7 +41,7 @@ class RunConfig(BaseModel):
         probes: JSONL files of held-out samples, one per probe set; a set is called by its file's name.
         counterfactuals: JSONL files of cue-neutral samples, one per probe set, for mean and resample ablation.
         metric: what is read of a response: log_odds, log_odds_per_token, log_prob or logit_difference.
-        ablation: what ablated activations are replaced by.
+        reference: what ablated activations are replaced by.
         milestones: when heads are ablated exactly between the ends: log (steps 1, 2, 4, …), ends (not at all), or steps.
         everything: write every neuron and row at every step; by default where the model is small.
         batch_after: one more pass over the training batch after each step; by default where the model is small.
@@ -60,7 +60,7 @@ class RunConfig(BaseModel):
     probes: tuple[str, ...]
     counterfactuals: tuple[str, ...] = ()
     metric: str = "log_odds"
-    ablation: Literal["zero", "mean", "resample"] = "zero"
+    reference: Literal["zero", "mean", "resample"] = "zero"
     milestones: Literal["log", "ends"] | tuple[int, ...] = "log"
     everything: bool | None = None
     batch_after: bool | None = None
@@ -176,7 +176,7 @@ def run(
         base = load(config.model, device=config.device).model
         writer.add("grafts", _grafts(config, writer, base, model, tokenizer, probes, progress))
         stage("finished")
-        told = {"samples": causes.per_sample.shape[1], "metric": causes.metric, "ablation": causes.reference}
+        told = {"samples": causes.per_sample.shape[1], "metric": causes.metric, "reference": causes.reference}
         writer.finish({**result, "causes": told})
     except BaseException as error:
         writer.log(f"{type(error).__name__}: {error}")
@@ -206,22 +206,34 @@ def _check_readable(config: RunConfig, probes: list[ProbeSet], model: Any, token
     Recorder("", probes=probes, tokenizer=tokenizer, metric=config.metric, milestones=config.milestones)
     components = Components(model)
     for probe in probes:
-        ProbeReader(probe, components, tokenizer, config.metric, config.ablation)
+        ProbeReader(probe, components, tokenizer, config.metric, config.reference)
 
 
 def _causes(config: RunConfig, model: Any, tokenizer: Any, samples: list[Sample], progress: bool) -> Causes:
     """Which components cause the responses that will be trained, before training: exact ablation on training samples.
 
-    By zero, since training samples have no counterfactuals; by log-odds where the metric needs contrasts they lack.
+    By zero, since training samples have no counterfactuals; by log-odds where the metric needs contrasts they lack. Of a
+    large model, all heads, and the choice of neurons and rows that `updates.rows` describes.
     """
+    import torch
+
     from attribution.causes import attribute
+    from attribution.components import Components
+    from attribution.updates.recorder import ALL_UP_TO
+    from attribution.updates.rows import Rows
 
     count = min(CAUSE_SAMPLES, len(samples))
     some = [samples[i * len(samples) // count] for i in range(count)]
     metric = config.metric
     if metric == "logit_difference" and not all(sample.contrast for sample in some):
         metric = "log_odds"
-    return attribute(model, tokenizer, some, metric=metric, reference="zero", progress=progress)
+    chosen = None
+    index = Components(model)
+    if len(index) > ALL_UP_TO:
+        score = attribute(model, tokenizer, some, method="gradient", metric=metric).table["effect"]
+        positions = Rows(index, False, [torch.as_tensor(score.to_numpy(copy=True))]).exact
+        chosen = index.table.iloc[positions]
+    return attribute(model, tokenizer, some, metric=metric, components=chosen, progress=progress)
 
 
 def _train(
@@ -236,7 +248,7 @@ def _train(
     from attribution.updates.callback import RecorderCallback
 
     callback = RecorderCallback(
-        writer, probes=probes, tokenizer=tokenizer, metric=config.metric, ablation=config.ablation,
+        writer, probes=probes, tokenizer=tokenizer, metric=config.metric, reference=config.reference,
         milestones=config.milestones, everything=config.everything, batch_after=config.batch_after,
         share_passes=config.share_passes,
     )  # fmt: skip

@@ -144,11 +144,11 @@ def test_resample_ablation_takes_its_values_from_counterfactuals(tmp_path, data)
     neutral = grammar.prompts(6, 3, trait=False)
     rows = [Sample(**row) for row in neutral]
     file = str(write_samples(tmp_path / "neutral.jsonl", rows))
-    config = config_of(data, probes=(data["agree"],), counterfactuals=(file,), ablation="resample")
+    config = config_of(data, probes=(data["agree"],), counterfactuals=(file,), reference="resample")
     with pytest.raises(at.AttributionError, match="cannot be aligned"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    run(config.model_copy(update={"ablation": "mean"}), tmp_path / "run")
+    run(config.model_copy(update={"reference": "mean"}), tmp_path / "run")
     base = at.load("planted")
     expected = at.attribute(*base, at.read_samples(data["agree"]), reference="mean", counterfactuals=rows).table["effect"]
     found = read_run(tmp_path / "run").influence
@@ -217,7 +217,7 @@ WRONG = {
     "unknown metric": (lambda t: {"metric": "logodds"}, "unknown metric 'logodds'"),
     "no probe set": (lambda t: {"probes": []}, "no probe set"),
     "two probe sets of one name": (lambda t: {"probes": "twice"}, "its own name"),
-    "no counterfactuals": (lambda t: {"ablation": "mean"}, "counterfactual"),
+    "no counterfactuals": (lambda t: {"reference": "mean"}, "counterfactual"),
     "directory holds something else": (lambda t: {"out": "occupied"}, "not empty"),
     "directory is a file": (lambda t: {"out": "file"}, "is a file"),
     "unwritable directory": (lambda t: {"out": "below a file"}, "cannot write"),
@@ -263,7 +263,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, data, cap
         ('{"data": "d", "probes": ["p"], "steps": 3}', "unknown key 'steps'"),
         ('{"data": "d", "probes": ["p"], "training": {"step": 3}}', "training: unknown key 'step'; expected max_steps"),
         ('{"data": "d", "probes": ["p"], "training": {"max_steps": 0}}', "training: max_steps"),
-        ('{"data": "d", "probes": ["p"], "ablation": "median"}', "ablation"),
+        ('{"data": "d", "probes": ["p"], "reference": "median"}', "reference"),
         ('{"probes": ["p"]}', "data is missing"),
         ("{", "config"),
     ],

@@ -18,7 +18,7 @@ from attribution.causes.reference import Values, aligned_activations, check_refe
 from attribution.causes.result import Causes
 from attribution.components import Component, Components
 from attribution.errors import ConfigError
-from attribution.metrics import metric_named
+from attribution.metrics import Metric, check_scorable, metric_named
 from attribution.models import Anatomy
 from attribution.samples import Batch, Encoded, Sample, batches, collate, encode
 
@@ -50,7 +50,8 @@ def attribute(
         reference: "zero"; "mean", over all tokens of the counterfactuals; or "resample", the activations on the
             counterfactual of the same place in the list, position by position.
         counterfactuals: cue-neutral samples for the last two.
-        components: restrict the result to these; all by default.
+        components: restrict the result to these, in the order of the model; all by default. Every row costs a metric over
+            the vocabulary, so of a large one name those you mean.
         progress: show a bar.
 
     Raises:
@@ -64,12 +65,14 @@ def attribute(
     positions = np.arange(len(index)) if components is None else index.positions(components)
     found, divergence, passes = [], [], 0.0
     with evaluating(index.parts.model):
-        for batch, values in _read(index.parts, tokenizer, samples, reference, counterfactuals, progress):
+        read = metric_named(metric)
+        for batch, values in _batches(index.parts, tokenizer, samples, read, reference, counterfactuals, progress):
+            passes += 0.0 if reference == "zero" else len(batch)  # for the values
             if method == "gradient":
-                found.append(first_order(index, batch, values, metric_named(metric))[torch.as_tensor(positions)])
+                found.append(first_order(index, batch, values, read)[torch.as_tensor(positions)])
                 passes += 3.0 * len(batch)
             else:
-                effects = ablate_each(index, positions, batch, values, metric_named(metric))
+                effects = ablate_each(index, positions, batch, values, read)
                 found.append(effects.effect)
                 divergence.append(effects.kl)
                 passes += effects.passes * len(batch)
@@ -102,8 +105,9 @@ def ablate(
     chosen = {name: index.positions(members) for name, members in sets.items()}
     found: list[Effects] = []
     with evaluating(index.parts.model):
-        for batch, values in _read(index.parts, tokenizer, samples, reference, counterfactuals, False):
-            found.append(ablate_sets(index, chosen, batch, values, metric_named(metric)))
+        read = metric_named(metric)
+        for batch, values in _batches(index.parts, tokenizer, samples, read, reference, counterfactuals, False):
+            found.append(ablate_sets(index, chosen, batch, values, read))
     return pd.DataFrame({
         "set": list(sets),
         "size": [len(positions) for positions in chosen.values()],
@@ -112,10 +116,11 @@ def ablate(
     })  # fmt: skip
 
 
-def _read(
+def _batches(
     parts: Anatomy,
     tokenizer: PreTrainedTokenizerBase,
     samples: Sequence[Sample],
+    metric: Metric,
     reference: str,
     counterfactuals: Sequence[Sample] | None,
     progress: bool,
@@ -125,6 +130,7 @@ def _read(
     encoded = encode(tokenizer, samples, context=context)
     others = encode(tokenizer, counterfactuals, context=context) if counterfactuals else None
     check_reference(reference, encoded, others)
+    check_scorable(metric, batches(encoded, BATCH_SIZE), parts.vocabulary)
     yield from batches_with_values(parts, encoded, reference, others, progress)
 
 

@@ -8,6 +8,7 @@ they write is linear. Knows activations and metrics; knows nothing about trainin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ from attribution.metrics import Metric, kl
 from attribution.models import Anatomy, output_weights
 from attribution.samples import Batch
 
-TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay; bounds memory
+TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
+LOGITS_AT_ONCE = 2**26
 
 
 class Effects(NamedTuple):
@@ -52,11 +54,11 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
     parts = components.parts
     replay = Replay(parts, batch)
     read = _reader(metric, batch, replay.logits)
-    effect = torch.zeros(len(positions), len(batch), device=batch.ids.device)
+    effect = replay.logits.new_zeros(len(positions), len(batch))
     divergence = torch.zeros_like(effect)
     chosen = components.table.iloc[positions].reset_index(drop=True)
     passes = 1.0
-    copies = max(1, TOKENS_AT_ONCE // batch.ids.numel())
+    copies = max(1, min(TOKENS_AT_ONCE // batch.ids.numel(), LOGITS_AT_ONCE // replay.logits.numel()))
     for (kind, layer), group in chosen.groupby(["kind", "layer"], sort=False):
         units = group["index"].to_numpy(copy=True)
         for start in range(0, len(units), copies):
@@ -82,12 +84,12 @@ def ablate_sets(
     found = []
     for positions in sets.values():
         with without(components, positions, values):
-            found.append(read(_sets_rows(components, positions, scored_logits(parts, batch))))
+            found.append(read(_rows_at_mean(components, positions, scored_logits(parts, batch))))
     effect, divergence = (torch.stack(each) for each in zip(*found, strict=True))
     return Effects(effect, divergence, 1.0 + len(sets))
 
 
-def without(components: Components, positions: np.ndarray, values: Values):
+def without(components: Components, positions: np.ndarray, values: Values) -> AbstractContextManager[None]:
     """Context manager: the heads and neurons of a set are replaced by their reference in every pass inside."""
     chosen = components.table.iloc[positions]
     edits: dict[nn.Module, Edit] = {}
@@ -126,12 +128,12 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
         hidden = replay.hidden[site.layer + 1] + change[..., None] * written[:, None, None]
         return replay.run(hidden.flatten(0, 1), site.layer + 1), parts.depth - site.layer - 1
 
+    own = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)  # the features of each copy's unit
+    own[torch.arange(copies)[:, None], _features(parts, site, units).view(copies, -1)] = True
+    own = own[:, None, None].to(activation.device)
+
     def edit(tiled: Tensor) -> Tensor:
-        tiled = tiled.clone().unflatten(0, (copies, -1))
-        for copy, unit in enumerate(units):
-            features = _features(parts, site, np.array([unit]))
-            tiled[copy][..., features] = value[..., features]
-        return tiled.flatten(0, 1)
+        return torch.where(own, value, tiled.unflatten(0, (copies, -1))).flatten(0, 1)
 
     hidden = replay.hidden[site.layer].repeat(copies, 1, 1)
     return replay.run(hidden, site.layer, {site.module(parts): edit}), parts.depth - site.layer
@@ -146,7 +148,7 @@ def _without_rows(logits: Tensor, tokens: np.ndarray) -> Iterator[Tensor]:
         yield changed
 
 
-def _sets_rows(components: Components, positions: np.ndarray, logits: Tensor) -> Tensor:
+def _rows_at_mean(components: Components, positions: np.ndarray, logits: Tensor) -> Tensor:
     chosen = components.table.iloc[positions]
     tokens = torch.as_tensor(chosen.loc[chosen["kind"] == "row", "index"].to_numpy(copy=True))
     logits[:, tokens] = logits.mean(-1, keepdim=True)

@@ -32,15 +32,11 @@ def first_order(components: Components, batch: Batch, values: Values, metric: Me
     where = sites(parts)
     with torch.enable_grad(), tapped(parts, where, differentiable=True) as seen:
         logits = scored_logits(parts, batch)
-        if not logits.requires_grad:
-            logits.requires_grad_()
         total = metric(logits, batch).sum()
-        gradients = torch.autograd.grad(total, [*(seen[site] for site in where), logits], allow_unused=True)
+        gradients = torch.autograd.grad(total, [*(seen[site] for site in where), logits])
     units = {"head": parts.heads, "neuron": parts.neurons}
     found: dict[str, list[Tensor]] = {"head": [], "neuron": []}
     for site, gradient in zip(where, gradients, strict=False):
-        if gradient is None:  # a layer the metric does not depend on
-            gradient = torch.zeros_like(seen[site])
         found[site.kind].append(_by_unit(seen[site].detach() - values[site], gradient, units[site.kind]))
     return torch.cat([*found["head"], *found["neuron"], _rows(logits.detach(), gradients[-1], batch)])
 

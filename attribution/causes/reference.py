@@ -28,11 +28,11 @@ def check_reference(reference: str, encoded: Sequence[Encoded], counterfactuals:
         DataError: counterfactuals missing, or, for "resample", not one per sample with equal numbers of tokens.
     """
     if reference not in REFERENCES:
-        raise ConfigError(f"unknown ablation {reference!r}; expected {', '.join(REFERENCES)}")
+        raise ConfigError(f"unknown reference {reference!r}; expected {', '.join(REFERENCES)}")
     if reference == "zero":
         return
     if not counterfactuals:
-        raise DataError(f"ablation {reference!r} takes its values from counterfactual samples; give cue-neutral ones")
+        raise DataError(f"reference {reference!r} takes its values from counterfactual samples; give cue-neutral ones")
     if reference == "resample":
         if len(counterfactuals) != len(encoded):
             raise DataError(f"{len(counterfactuals)} counterfactuals for {len(encoded)} samples; resampling needs one for each")

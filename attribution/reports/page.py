@@ -46,7 +46,7 @@ _ASKED = {
     "data": "samples",
     "probes": "held-out probe sets",
     "metric": "metric",
-    "ablation": "ablation",
+    "reference": "ablated activations become",
     "seed": "seed",
 }
 

@@ -20,7 +20,7 @@ from attribution.causes import BATCH_SIZE, batches_with_values
 from attribution.causes.ablation import ablate_each
 from attribution.causes.reference import check_reference
 from attribution.components import Components
-from attribution.metrics import kl, metric_named
+from attribution.metrics import check_scorable, kl, metric_named
 from attribution.samples import ProbeSet, batches, encode
 from attribution.updates.share import PASSES, Path, Reading, Shares, read, shares
 
@@ -73,8 +73,7 @@ class ProbeReader:
         self.metric = metric_named(metric)
         device = next(components.parts.model.parameters()).device
         self.batches = batches(self._encoded, BATCH_SIZE, device)
-        for batch in self.batches:  # a metric that these samples cannot be scored by fails here
-            self.metric(torch.zeros(len(batch.tokens), components.parts.vocabulary, device=device), batch)
+        check_scorable(self.metric, self.batches, components.parts.vocabulary)
         self.reading: Reading | None = None
         self._start_logits: list[Tensor] = []
         self._causes = torch.empty(0)

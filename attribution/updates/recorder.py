@@ -61,7 +61,7 @@ class Recorder:
         probes: held-out sets, read before training and after every step.
         tokenizer: of the model; needed with probes, and for the words of unembedding rows.
         metric: what is read of a probe set, one of `metrics.METRICS`.
-        ablation: what ablated activations are replaced by: "zero", "mean" or "resample".
+        reference: what ablated activations are replaced by: "zero", "mean" or "resample".
         milestones: steps after which heads are ablated exactly: "log" (1, 2, 4, 8, …), "ends", or a list. At the start
             and after the last step every component is (of a large model, a choice).
         everything: write every neuron and row at every step; None: where the model has at most 4,096 components.
@@ -79,7 +79,7 @@ class Recorder:
         probes: Sequence[ProbeSet] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         metric: str = "log_odds",
-        ablation: str = "zero",
+        reference: str = "zero",
         milestones: str | Sequence[int] = "log",
         everything: bool | None = None,
         batch_after: bool | None = None,
@@ -95,7 +95,7 @@ class Recorder:
             raise ConfigError(f"unknown milestones {milestones!r}; expected 'log', 'ends' or a list of steps")
         self._path, self._probe_sets, self.tokenizer = path, tuple(probes), tokenizer
         self._milestones = milestones if isinstance(milestones, str) else tuple(sorted(milestones))
-        self._metric, self._ablation, self._share_passes = metric, ablation, share_passes
+        self._metric, self._reference, self._share_passes = metric, reference, share_passes
         self._everything, self._batch_after = everything, batch_after
         self._notes: dict[str, None] = {}
         self.steps = 0
@@ -133,7 +133,7 @@ class Recorder:
             small = len(self.components) <= ALL_UP_TO
             self._after = small if self._batch_after is None else self._batch_after
             self._readers = [
-                ProbeReader(probe, self.components, self.tokenizer, self._metric, self._ablation, self._share_passes)
+                ProbeReader(probe, self.components, self.tokenizer, self._metric, self._reference, self._share_passes)
                 for probe in self._probe_sets
                 if self.tokenizer is not None
             ]
@@ -317,7 +317,7 @@ class Recorder:
                 "recipe": "a loop of its own",
                 "probes": [{"name": probe.name, "samples": len(probe.samples)} for probe in self._probe_sets],
                 "metric": self._metric,
-                "ablation": self._ablation,
+                "reference": self._reference,
                 "milestones": self._milestones,
                 "everything": self._everything,
                 "batch_after": self._batch_after,

@@ -33,7 +33,7 @@ CONFIG = {
     "data": "train.jsonl",
     "probes": ["conflict.jsonl", "agree.jsonl"],
     "metric": "log_odds",
-    "ablation": "zero",
+    "reference": "zero",
     "seed": 20250,
 }
 META = {
@@ -141,7 +141,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def uncaused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a recorder in a loop of the user's own: no causes, and a config of another form."""
-    config = {"model": "planted", "recipe": "a loop of its own", "metric": "log_odds", "ablation": "zero", "milestones": "log",
+    config = {"model": "planted", "recipe": "a loop of its own", "metric": "log_odds", "reference": "zero", "milestones": "log",
               "probes": [{"name": "conflict", "samples": 24}, {"name": "agree <b>held out</b>", "samples": 8}]}  # fmt: skip
     return write_run(tmp_path_factory.mktemp("runs") / "loop", causes=False, config=config)
 
