@@ -48,6 +48,7 @@ class RunConfig(BaseModel):
         share_passes: gradient evaluations allowed for the update shares of one step on one probe set.
         seed: of data order and dropout.
         device: where the model lives, cpu or cuda.
+        allow_pickle: open weights stored as pickle too, which can run code; only for files that you trust.
         inputs: SHA-256 of every file read; filled in by the run, and checked when it is replayed.
     """
 
@@ -67,6 +68,7 @@ class RunConfig(BaseModel):
     share_passes: int = Field(default=9, ge=2)
     seed: int = 0
     device: str = "cpu"
+    allow_pickle: bool = False
     inputs: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -154,7 +156,7 @@ def run(
     samples = read_samples(config.data)
     others = config.counterfactuals or [None] * len(config.probes)
     probes = [ProbeSet.read(p, counterfactuals=c) for p, c in zip(config.probes, others, strict=True)]
-    model, tokenizer = load(config.model, device=config.device)
+    model, tokenizer = load(config.model, device=config.device, allow_pickle=config.allow_pickle)
     encoded = encode(tokenizer, samples, context=getattr(model.config, "max_position_embeddings", None))
     _check_readable(config, probes, model, tokenizer)
     claim(path, written)
@@ -173,7 +175,7 @@ def run(
         stage(f"training with {config.recipe}, and recording on {len(probes)} probe sets")
         result = _train(config, writer, model, tokenizer, encoded, probes, progress)
         stage("grafting single components")
-        base = load(config.model, device=config.device).model
+        base = load(config.model, device=config.device, allow_pickle=config.allow_pickle).model
         writer.add("grafts", _grafts(config, writer, base, model, tokenizer, probes, progress))
         stage("finished")
         told = {"samples": causes.per_sample.shape[1], "metric": causes.metric, "reference": causes.reference}

@@ -293,3 +293,16 @@ def test_real_text_on_a_real_model(tmp_path, stories, capsys):
     assert found.probes["resolved"].dropna().astype(bool).all() and found.meta["model"]["tied"]
     assert set(found.grafts["kind"]) == {"head", "neuron", "row"}
     assert found.steps["loss"].notna().all()
+
+
+def test_of_a_large_model_causes_are_measured_for_all_heads_and_a_choice(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("attribution.updates.recorder.ALL_UP_TO", 1000)
+    run(config_of(data, probes=(data["agree"],)), tmp_path / "run")
+    found = read_run(tmp_path / "run")
+    causes = found.influence[found.influence["probe"] == TRAINING]
+    assert causes["kind"].value_counts().to_dict() == {"neuron": 128, "row": 101, "head": 16}
+    gradient = at.attribute(*at.load("planted"), at.read_samples(data["train"]), method="gradient").table
+    neurons = gradient[gradient["kind"] == "neuron"]
+    largest = neurons.loc[neurons["effect"].abs().nlargest(64).index, ["layer", "index"]]
+    measured = set(map(tuple, causes.loc[causes["kind"] == "neuron", ["layer", "index"]].to_numpy().tolist()))
+    assert set(map(tuple, largest.to_numpy().tolist())) <= measured
