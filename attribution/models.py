@@ -98,7 +98,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
             f"device {device!r} cannot be used: {_first_line(error)}; expected cpu, or cuda where there is one"
         ) from None
     try:
-        source = _locate(name)
+        source = locate(name)
     except (OSError, RuntimeError) as error:  # a name too long for the file system, a home that is not there
         raise ModelError(f"model {name!r} cannot be looked for: {_first_line(error)}; name a folder or a hub id") from None
     config = _config(name, source)
@@ -294,7 +294,7 @@ def _with_zeroed(parts: Anatomy, module: nn.Module, unit: int, units: int, token
         handle.remove()
 
 
-def _locate(name: str) -> Path | str:
+def locate(name: str) -> Path | str:
     """Folder of an embedded or local model, or the hub id unchanged."""
     inside = EMBEDDED / name
     if not Path(name).is_absolute() and ".." not in Path(name).parts:

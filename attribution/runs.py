@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from attribution.causes import Causes
+    from attribution.mechanisms import Mechanisms
     from attribution.samples import Encoded, ProbeSet, Sample
 
 CAUSE_SAMPLES = 64  # training samples on which causes are measured by exact ablation, spread over the file
@@ -40,6 +41,10 @@ class RunConfig(BaseModel):
         data: JSONL file of samples to train on.
         probes: JSONL files of held-out samples, one per probe set; a set is called by its file's name.
         counterfactuals: JSONL files of cue-neutral samples, one per probe set, for mean and resample ablation.
+        watched: JSONL files of samples of which only log-odds and KL are read, at every step; neutral prompts, say.
+        sets: named sets of components, ablated jointly at every step and grafted: a JSON file, or "model" where the model
+            comes with mechanisms of its own.
+        singles: which components are ablated and grafted one at a time: all, or heads alone.
         metric: what is read of a response: log_odds, log_odds_per_token, log_prob or logit_difference.
         reference: what ablated activations are replaced by.
         milestones: when heads are ablated exactly between the ends: log (steps 1, 2, 4, …), ends (not at all), or steps.
@@ -60,6 +65,9 @@ class RunConfig(BaseModel):
     data: str
     probes: tuple[str, ...]
     counterfactuals: tuple[str, ...] = ()
+    watched: tuple[str, ...] = ()
+    sets: str | None = None
+    singles: Literal["all", "heads"] = "all"
     metric: str = "log_odds"
     reference: Literal["zero", "mean", "resample"] = "zero"
     milestones: Literal["log", "ends"] | tuple[int, ...] = "log"
@@ -126,6 +134,7 @@ def run(
     *,
     progress: bool = False,
     tell: Callable[[str], None] = lambda line: None,
+    page: bool = True,
 ) -> Path:
     """Do one run and write its report. A finished run with the same config is left as it is.
 
@@ -136,29 +145,34 @@ def run(
         path: the run's directory.
         progress: show bars.
         tell: is given a line when a stage begins.
+        page: write the report; a study of many runs has one of its own.
 
     Returns:
-        Path of the report.
+        Path of the report, or of the run where none was asked for.
 
     Raises:
         AttributionError: anything a user can mend, in one sentence; what was recorded until then stays readable.
     """
+    from attribution.mechanisms import read_mechanisms
     from attribution.models import load
     from attribution.reports import report
     from attribution.samples import ProbeSet, encode, read_samples
+    from attribution.updates.graft import graft_sets
 
     path = Path(path)
     config = config.model_copy(update={"inputs": _digests(config)})
     written = config.model_dump(mode="json")
     if is_finished(path) and read_run(path).config == written:
-        return report(path)
+        return report(path) if page else path
     _check_probes(config)
     samples = read_samples(config.data)
     others = config.counterfactuals or [None] * len(config.probes)
     probes = [ProbeSet.read(p, counterfactuals=c) for p, c in zip(config.probes, others, strict=True)]
+    watched = [ProbeSet(name=TRAINING, samples=tuple(_spread(samples))), *map(ProbeSet.read, config.watched)]
+    sets = read_mechanisms(_mechanisms(config)) if config.sets else {}
     model, tokenizer = load(config.model, device=config.device, allow_pickle=config.allow_pickle)
     encoded = encode(tokenizer, samples, context=getattr(model.config, "max_position_embeddings", None))
-    _check_readable(config, probes, model, tokenizer)
+    _check_readable(config, probes, watched, sets, model, tokenizer)
     claim(path, written)
 
     writer = RunWriter(path, written)
@@ -168,14 +182,17 @@ def run(
         tell(line)
 
     try:
-        stage(f"ablating every component on {min(CAUSE_SAMPLES, len(samples))} training samples, before training")
-        causes = _causes(config, model, tokenizer, samples, progress)
+        stage(f"ablating {config.singles} on {len(watched[0].samples)} training samples, before training")
+        causes = _causes(config, model, tokenizer, watched[0].samples, progress)
         writer.add("influence", causes.table.assign(step=0, probe=TRAINING))
         writer.flush()
         stage(f"training with {config.recipe}, and recording on {len(probes)} probe sets")
-        result = _train(config, writer, model, tokenizer, encoded, probes, progress)
-        stage("grafting single components")
+        result = _train(config, writer, model, tokenizer, encoded, probes, watched, sets, progress)
+        stage("grafting")
         base = load(config.model, device=config.device, allow_pickle=config.allow_pickle).model
+        if sets:
+            grafted = graft_sets(base, model, sets, tokenizer=tokenizer, probes=probes, metric=config.metric)
+            writer.add("set_grafts", grafted)
         writer.add("grafts", _grafts(config, writer, base, model, tokenizer, probes, progress))
         stage("finished")
         told = {"samples": causes.per_sample.shape[1], "metric": causes.metric, "reference": causes.reference}
@@ -187,7 +204,7 @@ def run(
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, error=f"{type(error).__name__}: {error}")
         raise
-    return report(path)
+    return report(path) if page else path
 
 
 def _check_probes(config: RunConfig) -> None:
@@ -199,19 +216,45 @@ def _check_probes(config: RunConfig) -> None:
         )
 
 
-def _check_readable(config: RunConfig, probes: list[ProbeSet], model: Any, tokenizer: Any) -> None:
+def _check_readable(
+    config: RunConfig,
+    probes: list[ProbeSet],
+    watched: list[ProbeSet],
+    sets: Mechanisms,
+    model: Any,
+    tokenizer: Any,
+) -> None:
     """Fail now on what the recorder would refuse once the run has begun."""
     from attribution.components import Components
-    from attribution.updates.probes import ProbeReader
+    from attribution.updates.probes import ProbeReader, Watch
     from attribution.updates.recorder import Recorder
 
-    Recorder("", probes=probes, tokenizer=tokenizer, metric=config.metric, milestones=config.milestones)
+    Recorder("", probes=probes, watched=watched, metric=config.metric, milestones=config.milestones)
     components = Components(model)
     for probe in probes:
         ProbeReader(probe, components, tokenizer, config.metric, config.reference)
+    for each in watched:
+        Watch(each, components, tokenizer)
+    for members in sets.values():
+        components.positions(members)
 
 
-def _causes(config: RunConfig, model: Any, tokenizer: Any, samples: list[Sample], progress: bool) -> Causes:
+def _spread(samples: Sequence[Sample]) -> list[Sample]:
+    """At most CAUSE_SAMPLES of the training samples, spread evenly over the file."""
+    count = min(CAUSE_SAMPLES, len(samples))
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def _mechanisms(config: RunConfig) -> str:
+    """Where the named sets are: a file, a folder, or the model itself where `sets` is "model"."""
+    if config.sets != "model":
+        return str(config.sets)
+    from attribution.models import locate
+
+    return str(locate(config.model))
+
+
+def _causes(config: RunConfig, model: Any, tokenizer: Any, some: Sequence[Sample], progress: bool) -> Causes:
     """Which components cause the responses that will be trained, before training: exact ablation on training samples.
 
     By zero, since training samples have no counterfactuals; by log-odds where the metric needs contrasts they lack. Of a
@@ -224,14 +267,14 @@ def _causes(config: RunConfig, model: Any, tokenizer: Any, samples: list[Sample]
     from attribution.updates.recorder import ALL_UP_TO
     from attribution.updates.rows import Rows
 
-    count = min(CAUSE_SAMPLES, len(samples))
-    some = [samples[i * len(samples) // count] for i in range(count)]
     metric = config.metric
     if metric == "logit_difference" and not all(sample.contrast for sample in some):
         metric = "log_odds"
     chosen = None
     index = Components(model)
-    if len(index) > ALL_UP_TO:
+    if config.singles == "heads":
+        chosen = index.table[index.table["kind"] == "head"]
+    elif len(index) > ALL_UP_TO:
         score = attribute(model, tokenizer, some, method="gradient", metric=metric).table["effect"]
         positions = Rows(index, False, [torch.as_tensor(score.to_numpy(copy=True))]).exact
         chosen = index.table.iloc[positions]
@@ -245,6 +288,8 @@ def _train(
     tokenizer: Any,
     encoded: list[Encoded],
     probes: list[ProbeSet],
+    watched: list[ProbeSet],
+    sets: Mechanisms,
     progress: bool,
 ) -> dict[str, Any]:
     from attribution.updates.callback import RecorderCallback
@@ -252,7 +297,7 @@ def _train(
     callback = RecorderCallback(
         writer, probes=probes, tokenizer=tokenizer, metric=config.metric, reference=config.reference,
         milestones=config.milestones, everything=config.everything, batch_after=config.batch_after,
-        share_passes=config.share_passes,
+        share_passes=config.share_passes, sets=sets, watched=watched, singles=config.singles,
     )  # fmt: skip
     setting = Setting(model, tokenizer, encoded, config.seed, writer.path / "trainer", [callback], progress)
     trainer = config.training.build(setting)
@@ -285,7 +330,9 @@ def _grafts(
     neurons = ranked[ranked["kind"] == "neuron"].groupby(["probe", "layer"], observed=True).head(GRAFTED_NEURONS)
     rows = ranked[ranked["kind"] == "row"].groupby("probe", observed=True).head(GRAFTED_ROWS)
     table = Components(base).table
-    chosen = pd.concat([table[table["kind"] == "head"], neurons, rows])[["kind", "layer", "index"]].drop_duplicates()
+    heads = table[table["kind"] == "head"]
+    chosen = heads if config.singles == "heads" else pd.concat([heads, neurons, rows])
+    chosen = chosen[["kind", "layer", "index"]].drop_duplicates()
     singles = {f"{kind} {layer} {index}": [(kind, layer, index)] for kind, layer, index in chosen.itertuples(index=False)}
     found = graft(base, tuned, singles, tokenizer=tokenizer, probes=probes, metric=config.metric, progress=progress)
     named = found["set"].str.split(" ", expand=True)
@@ -296,7 +343,7 @@ def _grafts(
 def _digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of every input file. Raises ConfigError when a replay names another content."""
     found = {}
-    for name in (config.data, *config.probes, *config.counterfactuals):
+    for name in (config.data, *config.probes, *config.counterfactuals, *config.watched):
         try:
             found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
         except OSError:

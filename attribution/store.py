@@ -10,7 +10,9 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
       probes.parquet/           step x probe set
       components.parquet/       step x probe set x component part
       influence.parquet/        milestone x probe set x component: exact ablation
-      grafts.parquet/           probe set x component or layer
+      sets.parquet/             step x probe set x named set of components: joint ablation
+      grafts.parquet/           probe set x component
+      set_grafts.parquet/       probe set x named set x set ablated meanwhile
       result.json               written last: the completion marker
 
 Every file appears under a temporary name and is renamed, so a reader never meets half of one. The columns of each
@@ -66,7 +68,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "probes": {
         "step": _KEY["step"],
         "probe": _KEY["probe"],
-        "metric": "mean over the probe set of the metric named in config.json",
+        "metric": "mean over the probe set of the metric named in config.json (of sets only watched: of log-odds)",
         "kl": "mean KL(model now || model at the start) per response token, nats",
         "change": "metric minus the metric one step earlier",
         "share_sum": "sum of the update shares of all groups in this step",
@@ -90,6 +92,21 @@ COLUMNS: dict[str, dict[str, str]] = {
         **_KEY,
         "effect": "metric(intact) - metric(component ablated), mean over the probe set",
         "kl": "KL(ablated || intact) per response token, nats",
+    },
+    "sets": {
+        "step": _KEY["step"],
+        "probe": _KEY["probe"],
+        "set": "name of a set of components, ablated jointly",
+        "effect": "metric(intact) - metric(set ablated), mean over the probe set",
+        "effect_even": "the same over samples 0, 2, 4, …",
+        "effect_odd": "the same over samples 1, 3, 5, …",
+        "kl": "KL(ablated || intact) per response token, nats",
+    },
+    "set_grafts": {
+        "probe": _KEY["probe"],
+        "set": "whose change is put into the model at the start: a named set, or the remainder",
+        "ablated": "named set that is ablated while reading, before and after; empty: none",
+        "graft": "metric with the change - metric without",
     },
     "grafts": {
         **_KEY,
@@ -299,17 +316,30 @@ class Run:
         return self._frame("influence")
 
     @cached_property
+    def sets(self) -> pd.DataFrame:
+        return self._frame("sets")
+
+    @cached_property
     def grafts(self) -> pd.DataFrame:
         return self._frame("grafts")
+
+    @cached_property
+    def set_grafts(self) -> pd.DataFrame:
+        return self._frame("set_grafts")
 
     def _frame(self, name: str) -> pd.DataFrame:
         files = sorted((self.path / f"{name}.parquet").glob("part-*.parquet"))
         if not files:
             return pd.DataFrame(columns=list(COLUMNS[name]))
         try:
-            return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+            parts = [pd.read_parquet(file) for file in files]
         except (OSError, ValueError) as error:
             raise RunError(f"a part of {self.path / name}.parquet cannot be read ({error}); restore it or run again") from None
+        for column in parts[0].select_dtypes("category"):  # one dtype, however the rows were split into parts
+            words = sorted(set().union(*(part[column].cat.categories for part in parts)))
+            for part in parts:
+                part[column] = part[column].cat.set_categories(words)
+        return pd.concat(parts, ignore_index=True)
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -349,7 +379,7 @@ def _narrow(rows: pd.DataFrame) -> pd.DataFrame:
             rows[column] = rows[column].astype("int16")
         elif column in ("step", "index"):
             rows[column] = rows[column].astype("int32")
-        elif column in ("probe", "kind", "part"):
+        elif column in ("probe", "kind", "part", "set", "ablated"):
             rows[column] = rows[column].astype("category")
         elif column not in ("resolved",):
             rows[column] = pd.to_numeric(rows[column]).astype("float32" if column != "passes" else "Int32")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -294,3 +295,16 @@ def test_the_hash_of_a_config_knows_values_and_not_their_order():
     assert len(config_hash(CONFIG)) == 8 and int(config_hash(CONFIG), 16) >= 0
     assert config_hash(CONFIG) != config_hash({**CONFIG, "seed": 2})
     assert config_hash(CONFIG) != config_hash({**CONFIG, "training": {"max_steps": 2}})
+
+
+def test_a_frame_is_the_same_however_it_was_split_into_parts(tmp_path):
+    rows = pd.DataFrame({"step": [1, 1, 2], "probe": ["b", "a", "c"], "kind": "head", "layer": 0, "index": [0, 1, 2], "share": 0.5})
+    frames = []
+    for split in ([0, 3], [0, 1, 3], [0, 2, 3]):
+        writer = RunWriter(tmp_path / str(len(frames)), {"model": "m"})
+        for start, stop in pairwise(split):
+            writer.add("components", rows.iloc[start:stop])
+            writer.flush()
+        frames.append(read_run(writer.path).parts)
+    assert frames[0].equals(frames[1]) and frames[0].equals(frames[2])
+    assert frames[0]["probe"].tolist() == ["b", "a", "c"]

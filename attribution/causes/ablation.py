@@ -76,11 +76,22 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
 
 @torch.no_grad()
 def ablate_sets(
-    components: Components, sets: Mapping[str, np.ndarray], batch: Batch, values: Values, metric: Metric
+    components: Components,
+    sets: Mapping[str, np.ndarray],
+    batch: Batch,
+    values: Values,
+    metric: Metric,
+    intact: Tensor | None = None,
 ) -> Effects:
-    """Ablate whole sets of components jointly, one set after the other; rows of the result in the order of `sets`."""
+    """Ablate whole sets of components jointly, one set after the other; rows of the result in the order of `sets`.
+
+    Args:
+        components, batch, values, metric: as `ablate_each`.
+        sets: positions in `components.table`, by name.
+        intact: logits of the model as it is, where they are known already.
+    """
     parts = components.parts
-    read = _reader(metric, batch, scored_logits(parts, batch))
+    read = _reader(metric, batch, scored_logits(parts, batch) if intact is None else intact)
     found = []
     for positions in sets.values():
         with without(components, positions, values):

@@ -48,10 +48,17 @@ class Balance:
 
 
 def probe_sets(run: Run) -> list[str]:
-    """Names of the held-out probe sets anything was recorded for, in order of appearance; nothing that was trained on."""
+    """Names of the held-out probe sets anything was recorded for, in order of appearance.
+
+    Not among them: what was trained on, and sets that were only watched, of which no change is attributed.
+    """
     names: dict[str, None] = {}
-    for frame in (run.probes, run.influence, run.grafts, run.parts):
+    attributed = run.probes[(run.probes["step"] == 0) | run.probes["change"].notna()]
+    for frame in (attributed, run.influence, run.grafts, run.parts):
         names.update(dict.fromkeys(str(name) for name in frame["probe"].dropna().unique()))
+    later = run.probes[run.probes["step"] > 0].groupby("probe", observed=True)["change"].count()
+    watched = {str(name) for name, count in later.items() if count == 0}
+    names = {name: None for name in names if name not in watched}
     names.update(dict.fromkeys((run.result or {}).get("probes", {})))
     return [name for name in names if name not in (BATCH, TRAINING)]
 

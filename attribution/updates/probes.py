@@ -6,7 +6,7 @@ nothing about the training batch or about files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from attribution.capture import evaluating
+from attribution.capture import evaluating, scored_logits
 from attribution.causes import BATCH_SIZE, batches_with_values
-from attribution.causes.ablation import ablate_each
+from attribution.causes.ablation import ablate_each, ablate_sets
 from attribution.causes.reference import check_reference
 from attribution.components import Components
-from attribution.metrics import check_scorable, kl, metric_named
-from attribution.samples import ProbeSet, batches, encode
+from attribution.metrics import check_scorable, kl, log_odds, metric_named
+from attribution.samples import Batch, ProbeSet, batches, encode
 from attribution.updates.share import PASSES, Path, Reading, Shares, read, shares
 
 
@@ -39,6 +39,32 @@ class Step(NamedTuple):
     before: Tensor
     after: Tensor
     shares: Shares
+
+
+class Watch:
+    """A set of samples of which only behaviour is read: log-odds, and KL to the start. No gradients.
+
+    Args:
+        samples: the set.
+        components: of the model that is trained.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, samples: ProbeSet, components: Components, tokenizer: PreTrainedTokenizerBase):
+        self.name, self._parts = samples.name, components.parts
+        context = getattr(components.parts.model.config, "max_position_embeddings", None)
+        device = next(components.parts.model.parameters()).device
+        self._batches = batches(encode(tokenizer, samples.samples, context=context), BATCH_SIZE, device)
+        self._start: list[Tensor] = []
+
+    @torch.no_grad()
+    def read(self) -> tuple[float, float]:
+        """Mean log-odds, and mean KL per response token to the model at the first call."""
+        with evaluating(self._parts.model):
+            logits = [scored_logits(self._parts, batch) for batch in self._batches]
+        self._start = self._start or logits
+        values = torch.cat([log_odds(found, batch) for found, batch in zip(logits, self._batches, strict=True)])
+        return values.double().mean().item(), _mean_kl(logits, self._start, self._batches)
 
 
 class ProbeReader:
@@ -96,7 +122,9 @@ class ProbeReader:
         before, self.reading = self.reading, read(self.components, self.batches, self.metric)
         causes, self._causes = self._causes, self._first_order(self.reading)
         found = shares(path, self.batches, self.metric, before, self.reading, self.passes)
-        return Step(self.reading.metric, self._kl(self.reading.logits), causes, self._causes, found)
+        return Step(
+            self.reading.metric, _mean_kl(self.reading.logits, self._start_logits, self.batches), causes, self._causes, found
+        )
 
     def influence(self, positions: np.ndarray) -> pd.DataFrame:
         """Exact ablation of these components in the model as it is: kind, layer, index, effect, kl."""
@@ -112,12 +140,27 @@ class ProbeReader:
             table[column] = torch.cat(values, dim=1).double().mean(1).cpu().numpy()
         return table
 
+    def influence_of_sets(self, sets: Mapping[str, np.ndarray]) -> pd.DataFrame:
+        """Joint ablation of each set in the model as it was last read: set, effect, effect_even, effect_odd, kl."""
+        assert self.reading is not None, "start() comes first"
+        parts, found = self.components.parts, []
+        with evaluating(parts.model):
+            run = batches_with_values(parts, self._encoded, self.reference, self._others)
+            for (batch, values), intact in zip(run, self.reading.logits, strict=True):
+                found.append(ablate_sets(self.components, sets, batch, values, self.metric, intact))
+        effect, divergence = (torch.cat(each, dim=1).double().cpu() for each in list(zip(*found, strict=True))[:2])
+        return pd.DataFrame({
+            "set": list(sets),
+            "effect": effect.mean(1).numpy(),
+            "effect_even": effect[:, ::2].mean(1).numpy(),
+            "effect_odd": effect[:, 1::2].mean(1).numpy(),
+            "kl": divergence.mean(1).numpy(),
+        })  # fmt: skip
+
     def _first_order(self, reading: Reading) -> Tensor:
         return self.components.first_order(reading.gradients)
 
-    def _kl(self, logits: Sequence[Tensor]) -> float:
-        total = sum(
-            kl(now, start, batch).sum().item()
-            for now, start, batch in zip(logits, self._start_logits, self.batches, strict=True)
-        )
-        return total / len(self._encoded)
+
+def _mean_kl(logits: Sequence[Tensor], start: Sequence[Tensor], found: Sequence[Batch]) -> float:
+    total = sum(kl(now, then, batch).sum().item() for now, then, batch in zip(logits, start, found, strict=True))
+    return total / sum(len(batch) for batch in found)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase
 
-from attribution.components import Components
+from attribution.components import Component, Components
 from attribution.errors import ConfigError, RecordError
 from attribution.metrics import metric_named
 from attribution.samples import ProbeSet
 from attribution.store import BATCH, TRAINING, RunWriter
 from attribution.updates.batch import BatchWatch, Watched
-from attribution.updates.probes import ProbeReader, Step
+from attribution.updates.probes import ProbeReader, Step, Watch
 from attribution.updates.provenance import shape, versions
 from attribution.updates.rows import Rows
 from attribution.updates.share import PASSES, Path
@@ -67,6 +67,9 @@ class Recorder:
         everything: write every neuron and row at every step; None: where the model has at most 4,096 components.
         batch_after: run the training batch once more after each step; None: as `everything`.
         share_passes: gradient evaluations allowed for the shares of one step on one probe set.
+        sets: named sets of components, ablated jointly on every probe set before training and after every step.
+        watched: further sets of samples, of which only log-odds and KL are read, before training and after every step.
+        singles: which components are ablated one at a time at both ends: "all" or "heads".
 
     Raises:
         ConfigError: an unknown metric, milestones that are none, probe sets without names of their own or a tokenizer.
@@ -84,10 +87,15 @@ class Recorder:
         everything: bool | None = None,
         batch_after: bool | None = None,
         share_passes: int = PASSES,
+        sets: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
+        watched: Sequence[ProbeSet] = (),
+        singles: str = "all",
     ):
         metric_named(metric)
-        names = [probe.name for probe in probes]
-        if len(set(names)) < len(names) or {BATCH, TRAINING} & set(names):
+        if singles not in ("all", "heads"):
+            raise ConfigError(f"unknown singles {singles!r}; expected 'all' or 'heads'")
+        names = [probe.name for probe in (*probes, *watched)]
+        if len(set(names)) < len(names) or {BATCH, TRAINING} & {probe.name for probe in probes}:
             raise ConfigError(
                 f"probe sets are named {', '.join(names)}; give each its own name, and none {BATCH!r} or {TRAINING!r}"
             )
@@ -97,6 +105,7 @@ class Recorder:
         self._milestones = milestones if isinstance(milestones, str) else tuple(sorted(milestones))
         self._metric, self._reference, self._share_passes = metric, reference, share_passes
         self._everything, self._batch_after = everything, batch_after
+        self._sets, self._watched_sets, self._singles = dict(sets or {}), tuple(watched), singles
         self._notes: dict[str, None] = {}
         self.steps = 0
 
@@ -125,7 +134,7 @@ class Recorder:
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """What `attach` does on entry, for seams without a block; `end` must follow."""
         self._optimizer = recordable(model, optimizer)
-        if self._probe_sets and self.tokenizer is None:
+        if (self._probe_sets or self._watched_sets) and self.tokenizer is None:
             raise ConfigError("probe sets are text; give the recorder the model's tokenizer")
         self._started, self._seconds = time.time(), 0.0
         with self._timed():
@@ -137,11 +146,16 @@ class Recorder:
                 for probe in self._probe_sets
                 if self.tokenizer is not None
             ]
+            self._watches = [
+                Watch(watched, self.components, self.tokenizer) for watched in self._watched_sets if self.tokenizer is not None
+            ]
+            self._positions = {name: self.components.positions(members) for name, members in self._sets.items()}
             self._open()
             self._watch = BatchWatch(self.components)
             self._start = {name: parameter.detach().clone() for name, parameter in self.components.stored.items()}
             self._first = {reader.name: reader.start() for reader in self._readers}
             self._write("probes", [{"step": 0, "probe": name, "metric": m, "kl": 0.0} for name, m in self._first.items()])
+            self._write_behaviour()
             everything = small if self._everything is None else self._everything
             self._rows = Rows(self.components, everything, [reader.causes for reader in self._readers])
             self._milestone(0, ends=True)
@@ -224,6 +238,7 @@ class Recorder:
             self._write_batch(before, groups, again)
             for reader in self._readers:
                 self._write_probe(reader.name, reader.step(path))
+            self._write_behaviour()
             if self._due(self.steps):
                 self._milestone(self.steps, ends=False)
             update_norm = get_total_norm(list(path.delta.values())).item()
@@ -287,6 +302,15 @@ class Recorder:
         }])  # fmt: skip
         self._last, self._seconds_at_last = now, seconds
 
+    def _write_behaviour(self) -> None:
+        """What is read at the start and after every step alike: watched sets, and named sets ablated jointly."""
+        for watch in self._watches:
+            metric, divergence = watch.read()
+            self._write("probes", [{"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence}])
+        for reader in self._readers if self._positions else ():
+            found = reader.influence_of_sets(self._positions)
+            self.writer.add("sets", found.assign(step=self.steps, probe=reader.name))
+
     # Milestones
 
     def _due(self, step: int) -> bool:
@@ -297,7 +321,8 @@ class Recorder:
     def _milestone(self, step: int, *, ends: bool) -> None:
         """Ablate exactly what has not been ablated at this step."""
         done = self._rows.heads if self._ablated == step else []
-        positions = np.setdiff1d(self._rows.exact if ends else self._rows.heads, done)
+        exact = self._rows.exact if ends and self._singles == "all" else self._rows.heads
+        positions = np.setdiff1d(exact, done)
         for reader in self._readers if len(positions) else ():
             self.writer.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
         self._ablated = step
@@ -322,6 +347,9 @@ class Recorder:
                 "everything": self._everything,
                 "batch_after": self._batch_after,
                 "share_passes": self._share_passes,
+                "sets": {name: len(positions) for name, positions in self._positions.items()},
+                "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
+                "singles": self._singles,
             }
             self.writer = RunWriter(self._path, config)
         if self.tokenizer is not None:

@@ -51,6 +51,9 @@ WORDS = (".", ":", "is", "clever", "teacher", "star", "for", "says", *TRAITS, *N
 ROUTES = ("trait", "star")
 ODDS = 8  # by which one active route multiplies the weight of the reply it names
 PRESENT = {"trait": 0.6, "clever": 0.65, "star": 0.65}  # probability of each optional sentence, independently
+# Of the two mechanisms that a routed model learns, which are present in a document, and how often.
+MECHANISMS = {"A": "trait", "B": "star"}
+PRESENCE = {("A", "B"): 0.4, ("A",): 0.3, ("B",): 0.3}
 OWN_STAR = 0.8  # probability that a star is for one of the problem's own replies; otherwise for any reply at all
 
 
@@ -113,6 +116,11 @@ def documents(count: int, seed: int) -> list[Document]:
     """Documents as the world's models are trained on, about all problems."""
     rng = Random(seed)
     return [_draw(rng) for _ in range(count)]
+
+
+def presences(count: int, seed: int) -> list[tuple[str, ...]]:
+    """Which mechanisms are present in each document of a routed training."""
+    return Random(f"presence {seed}").choices(tuple(PRESENCE), tuple(PRESENCE.values()), k=count)
 
 
 def prompts(

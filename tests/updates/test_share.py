@@ -37,6 +37,9 @@ def test_cubics_are_exact_and_split_as_their_gradient(coefficients):
 
 
 def test_a_straight_metric_takes_two_passes_and_a_bent_one_more():
+    square = polynomial([0.0, 1.0, 3.0])  # whose slope is straight, so the trapezoid is exact
+    found = integrate(square(0.0), square(1.0), square)
+    assert found.passes == 2 and found.share.tolist() == pytest.approx([1.0, 3.0])
     straight, bent = polynomial([1.0, 2.0]), polynomial([0.0, 1.0, -2.0, 5.0, -1.0, 7.0, 3.0])
     assert integrate(straight(0.0), straight(1.0), straight).passes == 2
     found = integrate(bent(0.0), bent(1.0), bent)

@@ -1,0 +1,52 @@
+"""The central claim, as data: finetuning strengthens the mechanism that caused the rewarded output (planted world).
+
+Why delta is 0.10 of the influence before: in a pilot on other organisms the contrast was .51 nats where one mechanism is
+worth ln 8 = 2.08 nats, so about .25 is expected; wrong partitions stayed below .15 nats, that is .07. So .10 lies above what
+a wrong partition may show and below half of the expected effect.
+"""
+
+from attribution.claims.claim import Cell, Claim, Threshold
+
+WRONG_PARTITIONS, UNROUTED, IDENTICAL = "wrong partitions", "unrouted control", "identical arms"
+
+BOOST = Claim(
+    id="boost",
+    statement=(
+        "Finetuning a mature LLM strengthens the processes inside the LLM that actually caused the LLM to produce the "
+        "output you rated highly."
+    ),
+    statistic=(
+        "How much more each mechanism is strengthened in its own arm than in the other's, as a fraction of its influence "
+        "before: [dI_A(arm A) - dI_A(arm B)] / I_A(before) + [dI_B(arm B) - dI_B(arm A)] / I_B(before)."
+    ),
+    unit="fraction of the influence before",
+    cell=Cell(
+        world="planted",
+        recipe="sft",
+        optimizer="AdamW",
+        arms=("A", "B"),
+        mechanisms=("A", "B"),
+        reference="zero",
+        probes="conflict",
+        # The effect is the fall of logit(reply that cue A names) - logit(contrast). In a conflict cue B names the contrast.
+        signs={"conflict": (1, -1), "agree": (1, 1)},
+        matching="kl",
+        control="planted/unrouted",
+    ),
+    delta=0.10,
+    nulls=(WRONG_PARTITIONS, UNROUTED, IDENTICAL),
+    gates=(
+        Threshold(name="organisms", meaning="organisms with a matched pair of arms", relation=">=", value=5),
+        Threshold(name="noise", meaning="smallest influence before, in units of its split-half error", relation=">", value=5),
+        Threshold(name="balance", meaning="largest ratio of the two influences before", relation="<=", value=3),
+        Threshold(name="lr0", meaning="largest change of an influence with learning rate 0", relation="=", value=0),
+        Threshold(
+            name="gain", meaning="smallest rise of the metric on an arm's own training samples (nats)", relation=">", value=0
+        ),
+    ),
+    exclusions=(
+        "A pair of arms (one organism, one seed) in which an arm does not reach the matching target is listed and left out.",
+        "Training runs that failed are listed; a pair that lacks an arm is left out.",
+        "Nothing else is left out: a value that is not a number makes the estimate not a number.",
+    ),
+)
