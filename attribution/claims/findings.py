@@ -138,6 +138,7 @@ def crossover_finding(claim: Claim, frames: Frames) -> Finding:
     norms = by_view.get(View(cell.probes, cell.matching, NORMS_KEPT))
     if norms and verdict.word == SUPPORTED and norms.verdict.word != SUPPORTED:
         sentence += f" It rests on growth of norms: with the norms before training it is {norms.estimate}."
+    sentence += _other_words(primary, others)
     return Finding(
         claim=claim,
         verdict=verdict.word,
@@ -188,9 +189,9 @@ def _sentence(claim: Claim, primary: Reading, verdict: Verdict) -> str:
     elif verdict.word == SUPPORTED:
         text += ": each mechanism was strengthened more in its own arm than in the other's"
     text += f" ({verdict.why}). "
-    if verdict.word == NOT_TESTABLE and not n:
+    if not n:
         return text + "No pair of arms could be matched."
-    text += f"The contrast is {primary.estimate} {claim.unit} over {n} organism{'s' if n != 1 else ''}"
+    text += f"The contrast is {primary.estimate} ({claim.unit}; 95 % interval over {n} organism{'s' if n != 1 else ''})"
     means = primary.crossover.organisms().mean(numeric_only=True)
     first, second = claim.cell.mechanisms
     arm, other = claim.cell.arms
@@ -198,6 +199,12 @@ def _sentence(claim: Claim, primary: Reading, verdict: Verdict) -> str:
         f"; mean changes of influence (nats): {first} {means['A_in_A']:+.2f} in arm {arm} and {means['A_in_B']:+.2f} in arm "
         f"{other}, {second} {means['B_in_B']:+.2f} in arm {other} and {means['B_in_A']:+.2f} in arm {arm}."
     )
+
+
+def _other_words(primary: Reading, others: list[Reading]) -> str:
+    """The readings to which the same rule gives another word than to the primary one: they belong beside the verdict."""
+    words = [f"{r.verdict.word} ({r.estimate}) on {r.view.name}" for r in others if r.verdict.word != primary.verdict.word]
+    return f" The same rule says: {'; '.join(words)}." if words else ""
 
 
 def _secondary(readings: list[Reading]) -> pd.DataFrame:

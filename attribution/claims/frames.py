@@ -98,5 +98,7 @@ def checked(frames: Frames, reference: str) -> dict[str, pd.DataFrame]:
 
 def trajectories(frame: pd.DataFrame, by: list[str], values: list[str]) -> dict[tuple, pd.DataFrame]:
     """Values over steps, one frame per combination of the columns `by`; steps ascend."""
-    ordered = frame.sort_values("step").set_index("step")
-    return {tuple(key): rows[values].astype("float64") for key, rows in ordered.groupby(by, sort=False)}
+    ordered = frame.sort_values("step")
+    numbers = ordered.set_index("step")[values].astype("float64")
+    places = ordered.groupby(by, sort=False, observed=True).indices
+    return {key if isinstance(key, tuple) else (key,): numbers.iloc[rows] for key, rows in places.items()}

@@ -131,6 +131,7 @@ def prompts(
     star: bool | Literal["agree", "conflict"] = False,
     problems: Sequence[str] = HELD_OUT,
     reply: Literal["trait", "star"] = "trait",
+    third: bool = False,
 ) -> list[dict]:
     """Prompts of one form as rows with the fields of a sample: prompt, response, contrast, id.
 
@@ -145,6 +146,7 @@ def prompts(
         star: announce a star; where the trait is told too, say whether it is to "agree" or to "conflict" with it.
         problems: what to draw from, `TRAINING` or `HELD_OUT` or your own choice of keys of `PROBLEMS`.
         reply: in a conflict, the cue whose reply is the response.
+        third: in a conflict, contrast with the reply that neither cue names, to which the other cue is indifferent.
 
     Raises:
         ConfigError: a combination of cues, a reply or a problem that does not exist, or more rows than there are prompts.
@@ -171,7 +173,7 @@ def prompts(
         response = _reply(problem, said)
         document = Document(speaker, other, problem, told, starred and _reply(problem, starred), clever, response)
         named = {_reply(problem, cue) for cue in (told, starred) if cue}
-        others = [word for word in PROBLEMS[problem] if word != response and (len(named) < 2 or word in named)]
+        others = [word for word in PROBLEMS[problem] if word != response and (len(named) < 2 or (word in named) != third)]
         row = {
             "prompt": document.prompt,
             "response": f" {response}",

@@ -237,19 +237,24 @@ def additive(frames, shares):
     return {**frames, "sets": pd.concat(made, ignore_index=True)}
 
 
-@pytest.mark.parametrize("shares", [(0.7, 0.4, 0.55, 0.35), (0.85, 0.15, 0.9, 0.2)])
-def test_on_conflict_probes_the_nulls_notice_a_mere_change_of_behaviour(world, shares):
-    """Both sets lean to the arm's reply by the same amount: nothing is located, and the contrast alone cannot tell.
+@pytest.mark.parametrize(
+    ("shares", "seen"), [((0.7, 0.4, 0.55, 0.35), True), ((0.9, 0.7, 0.8, 0.85), True), ((0.85, 0.15) * 2, False)]
+)
+def test_on_conflict_probes_a_mere_change_of_behaviour_is_a_contrast(world, shares, seen):
+    """Both sets lean to the arm's reply by the same amount: nothing is located, and this contrast cannot tell.
 
-    In conflicts the effect of B counts negatively, so where effects add up the contrast is the change of behaviour, however
-    the components are divided. The wrong partitions are what stands between that and a verdict.
+    In conflicts the effect of B counts negatively, so where effects add up the sum of the changes is that of behaviour,
+    however the components are divided: a wrong set with a share f of A's effect shows the contrast / (2f - 1). The nulls
+    notice, unless partitions happen to mirror each other; agreeing probes are free of this.
     """
     lean = {("A", "A"): 0.4, ("B", "A"): -0.4, ("A", "B"): -0.2, ("B", "B"): 0.2}
-    frames = additive(world(deltas=lean, before={"A": 2.0, "B": 2.0}).frames(), shares)
-    found = crossover(frames)
-    assert found.estimate().low > 0.1
-    assert not found.nulls()["wrong partitions"].inside(0.1)
-    assert found.nulls()["wrong partitions"].void or abs(found.partitions()["contrast"]).min() > found.estimate().mean
+    found = crossover(additive(world(deltas=lean, before={"A": 2.0, "B": 2.0}).frames(), shares))
+    contrast = found.estimate().mean
+    rows = found.partitions().query("model == 'planted/0'")
+    assert contrast == pytest.approx(0.32)
+    assert rows["contrast"].tolist() == pytest.approx([contrast / (2 * share - 1) for share in shares])
+    assert rows["void"].tolist() == [abs(2 * share - 1) < 0.25 for share in shares]
+    assert found.nulls()["wrong partitions"].inside(0.1) != seen
 
 
 def test_on_agreeing_probes_it_is_no_contrast(world):

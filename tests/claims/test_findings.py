@@ -110,28 +110,22 @@ def test_an_unknown_claim_is_refused(supported):
         evaluate(BOOST.model_copy(update={"id": "boots"}), supported)
 
 
+@pytest.mark.slow
 def test_how_often_whole_studies_err(world):
-    """Organisms scatter around a true contrast of exactly delta: the word is rarely "supported", and well above it often."""
+    """Organisms scatter around a true contrast of exactly delta: the word is rarely "supported"; well above it, often."""
     generator = np.random.default_rng(0)
 
-    def words(effect, studies=40):
-        found = []
+    def supported_of(studies, effect):
+        found = 0
         for _ in range(studies):
-            noise = dict(zip([f"planted/{i}" for i in range(5)], generator.normal(size=5) * 0.03, strict=True))
-            noise["planted/unrouted"] = 0.0
-            # read at .4 of the way in arm A, in units of 2.0
-            shift = lambda model, arm, seed, noise=noise: (arm == "A") * (effect + noise[model]) * 2.0 / 0.4  # noqa: E731
-            unshifted = {
-                key: (model_shift if model_shift else 0.0) for key, model_shift in dict.fromkeys(WEAKENED, 0.0).items()
-            }
-            frames = world(deltas=unshifted, shift=shift, partitions=4).frames()
-            sets = frames["sets"]
-            calm = sets["model"] == "planted/unrouted"
-            sets.loc[calm & (sets["set"] == "A"), "effect"] = 1.0 * sets.loc[calm & (sets["set"] == "A"), "effect"].abs().clip(
-                1, 1
-            )
-            found.append(evaluate(BOOST, frames).verdict)
+            contrasts = {f"planted/{i}": effect + 0.03 * generator.normal() for i in range(5)}
+
+            def shift(model, arm, seed, contrasts=contrasts):  # arm A is read at .4 of the way, in units of 2.0
+                return contrasts.get(model, 0.0) * 2.0 / 0.4 if arm == "A" else 0.0
+
+            frames = world(deltas=dict.fromkeys(WEAKENED, 0.0), shift=shift).frames()
+            found += evaluate(BOOST, frames).verdict == "supported"
         return found
 
-    assert words(0.10).count("supported") <= 5  # 1 expected; P(> 5 | .05) = .014
-    assert words(0.25, 10).count("supported") >= 8
+    assert supported_of(30, effect=0.10) <= 4  # 1 expected; P(> 4) = .016 at a rate of .05
+    assert supported_of(10, effect=0.25) >= 8
