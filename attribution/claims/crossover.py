@@ -323,8 +323,8 @@ def _smallest(rows: pd.DataFrame, columns: list[str]) -> tuple[float, str]:
     values = rows[columns].to_numpy(dtype="float64")
     if not values.size:
         return np.nan, ""
-    worst = values.min(axis=1)  # NaN where any is
-    place = int(np.flatnonzero(np.isnan(worst))[0]) if np.isnan(worst).any() else int(worst.argmin())
+    worst = values.min(axis=1)  # NaN where any is, and argmin takes the first NaN
+    place = int(worst.argmin())
     return float(worst[place]), str(rows["model"].iloc[place])
 
 

@@ -16,7 +16,6 @@ from attribution.claims.frames import Frames, checked
 from attribution.claims.recruitment import recruitment
 from attribution.claims.statistics import Interval, over_organisms
 from attribution.claims.verdict import (
-    NOT_TESTABLE,
     REVERSED,
     SPARED,
     SUPPORTED,
