@@ -44,7 +44,10 @@ class RunConfig(BaseModel):
         watched: JSONL files of samples of which only log-odds and KL are read, at every step; neutral prompts, say.
         sets: named sets of components, ablated jointly at every step and grafted: a JSON file, or "model" where the model
             comes with mechanisms of its own.
-        singles: which components are ablated and grafted one at a time: all, or heads alone.
+        compared: JSON file of further named sets, ablated like those and not grafted; wrong partitions, say.
+        primary_only: ablate compared sets, and single neurons and rows, on the first probe set alone.
+        singles: which components are ablated one at a time: all, heads alone, or heads and, after the last step, all.
+        grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets.
         metric: what is read of a response: log_odds, log_odds_per_token, log_prob or logit_difference.
         reference: what ablated activations are replaced by.
         milestones: when heads are ablated exactly between the ends: log (steps 1, 2, 4, …), ends (not at all), or steps.
@@ -67,7 +70,10 @@ class RunConfig(BaseModel):
     counterfactuals: tuple[str, ...] = ()
     watched: tuple[str, ...] = ()
     sets: str | None = None
-    singles: Literal["all", "heads"] = "all"
+    compared: str | None = None
+    primary_only: bool = False
+    singles: Literal["all", "heads", "end"] = "all"
+    grafts: Literal["all", "heads", "sets"] = "all"
     metric: str = "log_odds"
     reference: Literal["zero", "mean", "resample"] = "zero"
     milestones: Literal["log", "ends"] | tuple[int, ...] = "log"
@@ -170,9 +176,12 @@ def run(
     probes = [ProbeSet.read(p, counterfactuals=c) for p, c in zip(config.probes, others, strict=True)]
     watched = [ProbeSet(name=TRAINING, samples=tuple(_spread(samples))), *map(ProbeSet.read, config.watched)]
     sets = read_mechanisms(_mechanisms(config)) if config.sets else {}
+    compared = read_mechanisms(config.compared) if config.compared else {}
+    if twice := set(sets) & set(compared):
+        raise ConfigError(f"two sets are called {min(twice)!r}; rename one")
     model, tokenizer = load(config.model, device=config.device, allow_pickle=config.allow_pickle)
     encoded = encode(tokenizer, samples, context=getattr(model.config, "max_position_embeddings", None))
-    _check_readable(config, probes, watched, sets, model, tokenizer)
+    _check_readable(config, probes, watched, {**sets, **compared}, model, tokenizer)
     claim(path, written)
 
     writer = RunWriter(path, written)
@@ -187,13 +196,14 @@ def run(
         writer.add("influence", causes.table.assign(step=0, probe=TRAINING))
         writer.flush()
         stage(f"training with {config.recipe}, and recording on {len(probes)} probe sets")
-        result = _train(config, writer, model, tokenizer, encoded, probes, watched, sets, progress)
+        result = _train(config, writer, model, tokenizer, encoded, probes, watched, (sets, compared), progress)
         stage("grafting")
         base = load(config.model, device=config.device, allow_pickle=config.allow_pickle).model
         if sets:
             grafted = graft_sets(base, model, sets, tokenizer=tokenizer, probes=probes, metric=config.metric)
             writer.add("set_grafts", grafted)
-        writer.add("grafts", _grafts(config, writer, base, model, tokenizer, probes, progress))
+        if config.grafts != "sets":
+            writer.add("grafts", _grafts(config, writer, base, model, tokenizer, probes, progress))
         stage("finished")
         told = {"samples": causes.per_sample.shape[1], "metric": causes.metric, "reference": causes.reference}
         writer.finish({**result, "causes": told})
@@ -272,7 +282,7 @@ def _causes(config: RunConfig, model: Any, tokenizer: Any, some: Sequence[Sample
         metric = "log_odds"
     chosen = None
     index = Components(model)
-    if config.singles == "heads":
+    if config.singles != "all":
         chosen = index.table[index.table["kind"] == "head"]
     elif len(index) > ALL_UP_TO:
         score = attribute(model, tokenizer, some, method="gradient", metric=metric).table["effect"]
@@ -289,7 +299,7 @@ def _train(
     encoded: list[Encoded],
     probes: list[ProbeSet],
     watched: list[ProbeSet],
-    sets: Mechanisms,
+    sets: tuple[Mechanisms, Mechanisms],
     progress: bool,
 ) -> dict[str, Any]:
     from attribution.updates.callback import RecorderCallback
@@ -297,7 +307,8 @@ def _train(
     callback = RecorderCallback(
         writer, probes=probes, tokenizer=tokenizer, metric=config.metric, reference=config.reference,
         milestones=config.milestones, everything=config.everything, batch_after=config.batch_after,
-        share_passes=config.share_passes, sets=sets, watched=watched, singles=config.singles,
+        share_passes=config.share_passes, sets=sets[0], compared=sets[1], primary_only=config.primary_only,
+        watched=watched, singles=config.singles,
     )  # fmt: skip
     setting = Setting(model, tokenizer, encoded, config.seed, writer.path / "trainer", [callback], progress)
     trainer = config.training.build(setting)
@@ -331,7 +342,7 @@ def _grafts(
     rows = ranked[ranked["kind"] == "row"].groupby("probe", observed=True).head(GRAFTED_ROWS)
     table = Components(base).table
     heads = table[table["kind"] == "head"]
-    chosen = heads if config.singles == "heads" else pd.concat([heads, neurons, rows])
+    chosen = heads if config.grafts == "heads" else pd.concat([heads, neurons, rows])
     chosen = chosen[["kind", "layer", "index"]].drop_duplicates()
     singles = {f"{kind} {layer} {index}": [(kind, layer, index)] for kind, layer, index in chosen.itertuples(index=False)}
     found = graft(base, tuned, singles, tokenizer=tokenizer, probes=probes, metric=config.metric, progress=progress)
@@ -343,7 +354,7 @@ def _grafts(
 def _digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of every input file. Raises ConfigError when a replay names another content."""
     found = {}
-    for name in (config.data, *config.probes, *config.counterfactuals, *config.watched):
+    for name in (config.data, *config.probes, *config.counterfactuals, *config.watched, *filter(None, [config.compared])):
         try:
             found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
         except OSError:

@@ -1,37 +1,69 @@
-"""A study: arms x seeds, each a run; finished runs are kept, so a study that was stopped goes on where it was.
+"""A study: arms x models x seeds, each a run, several at once; then its claims, computed from what the runs recorded.
 
-The embedded study `planted` trains a reply in contexts where a speaker's trait names it, and reads it on held-out
-problems where trait and star conflict and where they agree.
+Finished runs are kept, so a study that was stopped goes on where it was. Knows runs and frames; knows nothing about how a
+claim is judged or shown. The embedded studies are in `worlds.studies`.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attribution.errors import ConfigError
-from attribution.recipes.sft import SFT
+from attribution.errors import AttributionError, ConfigError, RunError
 from attribution.runs import RunConfig, directory, first_error, run
-from attribution.worlds import planted
+from attribution.store import is_finished, read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SLOTS = 2  # runs at once, of one thread each
+EMBEDDED = ("planted",)
+FRAMES = ("sets", "probes", "set_grafts")
+
+
+class Control(BaseModel):
+    """Arms that are run on further models, which claims compare with and never average in.
+
+    Attributes:
+        models: of these arms.
+        arms: names of arms of the study.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[str, ...]
+    arms: tuple[str, ...]
 
 
 class Study(BaseModel):
-    """Arms by name, and the seeds with which each is run.
+    """What a study runs.
 
     Attributes:
         name: the study's directory below the root.
-        arms: one run config each; its own seed is replaced.
+        arms: one run config each, by name; model and seed are replaced where the study names some.
+        models: on each of which every arm is run; empty: each arm's own.
         seeds: of data order and dropout.
+        controls: arms on further models.
+        first_seed: settings that replace an arm's own in the first seed, by arm: what need be measured only once.
+        claims: ids of claims that the study is to judge.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     arms: dict[str, RunConfig] = Field(min_length=1)
+    models: tuple[str, ...] = ()
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    controls: tuple[Control, ...] = ()
+    first_seed: dict[str, dict[str, str]] = Field(default_factory=dict)
+    claims: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Study:
@@ -45,67 +77,168 @@ class Study(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"{path}: {first_error(error, cls)}") from None
 
+    def only(self, *, seeds: int | None = None, models: int | None = None, arms: tuple[str, ...] = ()) -> Study:
+        """A smaller study: so many seeds and models, and these arms.
+
+        Raises:
+            ConfigError: fewer than one, or an arm that there is not.
+        """
+        for name, count in (("seeds", seeds), ("models", models)):
+            if count is not None and count < 1:
+                raise ConfigError(f"{count} {name} asked for; expected at least 1")
+        unknown = [arm for arm in arms if arm not in self.arms]
+        if unknown:
+            raise ConfigError(f"unknown arm {unknown[0]!r}; expected {', '.join(self.arms)}")
+        changes: dict[str, object] = {}
+        if seeds is not None:
+            changes["seeds"] = tuple(range(seeds))
+        if models is not None:
+            changes["models"] = self.models[:models]
+        if arms:
+            changes["arms"] = {arm: self.arms[arm] for arm in arms}
+        return self.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    arm: str
+    config: RunConfig
+    path: Path
+
+
+def jobs(study: Study, root: str | os.PathLike[str]) -> Iterator[Job]:
+    """Every run of a study, below `root`; arms of one model and seed stand together."""
+    wanted = [(model, arm) for model in study.models or (None,) for arm in study.arms]
+    wanted += [
+        (model, arm) for control in study.controls for model in control.models for arm in control.arms if arm in study.arms
+    ]
+    for seed in study.seeds:
+        for model, arm in wanted:
+            config = study.arms[arm]
+            changes = {"seed": seed, **({"model": model} if model else {})}
+            if seed == study.seeds[0] and model in study.models:
+                changes |= study.first_seed.get(arm, {})
+            config = config.model_copy(update=changes)
+            yield Job(arm, config, directory(config, Path(root) / study.name, arm))
+
 
 def run_study(
-    study: Study, root: str | os.PathLike[str], *, progress: bool = False, tell: Callable[[str], None] = print
+    study: Study,
+    root: str | os.PathLike[str],
+    *,
+    slots: int = SLOTS,
+    progress: bool = False,
+    tell: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Run every arm with every seed, one after the other; returns the paths of the reports.
+    """Run all that is not finished; returns the paths of the runs.
+
+    A study of one run does it here; of several, in worker processes of one thread each. A run that fails leaves the
+    others alone.
 
     Args:
         study: what to run.
         root: directory that holds studies.
-        progress: show bars.
-        tell: is given a line when a run or a stage begins.
+        slots: runs at once.
+        progress: show bars, where there is one run.
+        tell: is given a line when a run ends.
 
     Raises:
-        AttributionError: the first run that fails, as `runs.run`.
+        ConfigError: no slot.
+        RunError: some runs failed; the others are done. One sentence names the first.
     """
-    reports = []
-    todo = list(_runs(study, Path(root) / study.name))
-    for number, (arm, config, path) in enumerate(todo, start=1):
-        tell(f"run {number} of {len(todo)}: arm {arm}, seed {config.seed}, in {path}")
-        reports.append(run(config, path, progress=progress, tell=tell))
-    return reports
+    if slots < 1:
+        raise ConfigError(f"{slots} slots asked for; expected at least 1")
+    every = list(jobs(study, root))
+    todo = [job for job in every if not is_finished(job.path)]
+    if len(todo) < len(every):
+        tell(f"{len(every) - len(todo)} of {len(every)} runs are finished already")
+    if len(every) == 1:
+        run(every[0].config, every[0].path, progress=progress, tell=tell, page=False)
+        return [every[0].path]
+    failed = []
+    for number, (job, error) in enumerate(_outcomes(todo, slots), start=1):
+        named = f"arm {job.arm} on {job.config.model}, seed {job.config.seed}"
+        tell(f"{number} of {len(todo)}: {named}{'' if error is None else f' failed: {error}'}")
+        if error is not None:
+            failed.append(f"{named}: {error}")
+    if failed:
+        raise RunError(f"{len(failed)} of {len(every)} runs failed, the others are kept; the first: {failed[0]}")
+    return [job.path for job in every]
 
 
-def embedded(name: str, root: str | os.PathLike[str]) -> Study:
+def embedded(name: str, root: str | os.PathLike[str], *, full: bool = False) -> Study:
     """An embedded study; its samples are written below the root.
+
+    Args:
+        name: of the study.
+        root: directory that holds studies.
+        full: longer runs, more probes, and grafts of single components.
 
     Raises:
         ConfigError: there is none of this name.
     """
+    from attribution.worlds.studies import write_planted
+
     if name not in EMBEDDED:
         raise ConfigError(f"unknown study {name!r}; expected {', '.join(EMBEDDED)}, or a JSON file")
-    return EMBEDDED[name](Path(root) / name / "data")
+    return Study.model_validate(write_planted(Path(root) / name / "data", full=full))
 
 
-def _planted(folder: Path) -> Study:
-    sets = {
-        "train-trait": planted.prompts(384, 1, problems=planted.TRAINING),
-        "conflict": planted.prompts(64, 2, star="conflict"),
-        "agree": planted.prompts(64, 3, star="agree"),
-    }
-    files = {name: str(_written(folder / f"{name}.jsonl", rows)) for name, rows in sets.items()}
-    arm = RunConfig(
-        model="planted",
-        data=files["train-trait"],
-        probes=(files["conflict"], files["agree"]),
-        training=SFT(max_steps=12, learning_rate=1e-4, batch_size=32),
-    )
-    return Study(name="planted", arms={"trait": arm})
+def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
+    """The frames of all finished runs of a study, each row with its model, arm and seed.
+
+    Returns:
+        "sets", "probes" and "set_grafts" as in `store.COLUMNS`, with the columns model, arm and seed before them.
+    """
+    import pandas as pd
+
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in FRAMES}
+    for job in jobs(study, root):
+        if is_finished(job.path):
+            recorded = read_run(job.path)
+            for name in FRAMES:
+                frame = getattr(recorded, name)
+                words = {column: object for column in ("probe", "set", "ablated") if column in frame}
+                key = {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
+                found[name].append(frame.astype(words).assign(**key)[[*key, *frame.columns]])
+    if not found["probes"]:
+        raise RunError(f"study {study.name!r} has no finished run below {root}; run it first")
+    return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
 
 
-EMBEDDED: dict[str, Callable[[Path], Study]] = {"planted": _planted}
+def _outcomes(todo: list[Job], slots: int) -> Iterator[tuple[Job, str | None]]:
+    """Jobs as they end, each with what went wrong, if anything."""
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(slots, len(todo)), mp_context=context, initializer=_one_thread) as pool:
+        waiting = {pool.submit(_one, job): job for job in todo}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _written(path: Path, rows: list[dict]) -> Path:
-    from attribution.samples import Sample, write_samples
+def _one(job: Job) -> str | None:
+    try:
+        run(job.config, job.path, page=False)
+    except AttributionError as error:
+        return str(error)
+    except Exception as error:  # a bug or a broken trainer must not take the other runs with it; the log has the rest
+        return f"{type(error).__name__}: {error}"
+    return None
 
-    return write_samples(path, [Sample(**row) for row in rows])
 
+def _one_thread() -> None:
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    import torch
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
 
-def _runs(study: Study, root: Path) -> Iterator[tuple[str, RunConfig, Path]]:
-    for arm, config in study.arms.items():
-        for seed in study.seeds:
-            seeded = config.model_copy(update={"seed": seed})
-            yield arm, seeded, directory(seeded, root, arm)
+    torch.set_num_threads(1)
+    disable_progress_bars()
+    logging.disable_progress_bar()

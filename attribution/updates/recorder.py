@@ -69,7 +69,10 @@ class Recorder:
         share_passes: gradient evaluations allowed for the shares of one step on one probe set.
         sets: named sets of components, ablated jointly on every probe set before training and after every step.
         watched: further sets of samples, of which only log-odds and KL are read, before training and after every step.
-        singles: which components are ablated one at a time at both ends: "all" or "heads".
+        compared: further named sets, ablated like `sets`; wrong partitions, say.
+        primary_only: ablate compared sets, and single neurons and rows, on the first probe set alone.
+        singles: which components are ablated one at a time: at both ends "all"; "heads" alone; or "end", heads at the
+            start and all at the end.
 
     Raises:
         ConfigError: an unknown metric, milestones that are none, probe sets without names of their own or a tokenizer.
@@ -89,11 +92,13 @@ class Recorder:
         share_passes: int = PASSES,
         sets: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
         watched: Sequence[ProbeSet] = (),
+        compared: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
+        primary_only: bool = False,
         singles: str = "all",
     ):
         metric_named(metric)
-        if singles not in ("all", "heads"):
-            raise ConfigError(f"unknown singles {singles!r}; expected 'all' or 'heads'")
+        if singles not in ("all", "heads", "end"):
+            raise ConfigError(f"unknown singles {singles!r}; expected 'all', 'heads' or 'end'")
         names = [probe.name for probe in (*probes, *watched)]
         if len(set(names)) < len(names) or {BATCH, TRAINING} & {probe.name for probe in probes}:
             raise ConfigError(
@@ -105,7 +110,8 @@ class Recorder:
         self._milestones = milestones if isinstance(milestones, str) else tuple(sorted(milestones))
         self._metric, self._reference, self._share_passes = metric, reference, share_passes
         self._everything, self._batch_after = everything, batch_after
-        self._sets, self._watched_sets, self._singles = dict(sets or {}), tuple(watched), singles
+        self._sets, self._compared, self._primary_only = dict(sets or {}), dict(compared or {}), primary_only
+        self._watched_sets, self._singles = tuple(watched), singles
         self._notes: dict[str, None] = {}
         self.steps = 0
 
@@ -149,7 +155,9 @@ class Recorder:
             self._watches = [
                 Watch(watched, self.components, self.tokenizer) for watched in self._watched_sets if self.tokenizer is not None
             ]
-            self._positions = {name: self.components.positions(members) for name, members in self._sets.items()}
+            position = self.components.positions
+            self._positions = {name: position(members) for name, members in self._sets.items()}
+            self._others = {name: position(members) for name, members in self._compared.items()}
             self._open()
             self._watch = BatchWatch(self.components)
             self._start = {name: parameter.detach().clone() for name, parameter in self.components.stored.items()}
@@ -307,9 +315,10 @@ class Recorder:
         for watch in self._watches:
             metric, divergence = watch.read()
             self._write("probes", [{"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence}])
-        for reader in self._readers if self._positions else ():
-            found = reader.influence_of_sets(self._positions)
-            self.writer.add("sets", found.assign(step=self.steps, probe=reader.name))
+        for place, reader in enumerate(self._readers):
+            sets = self._positions if place and self._primary_only else {**self._positions, **self._others}
+            if sets:
+                self.writer.add("sets", reader.influence_of_sets(sets).assign(step=self.steps, probe=reader.name))
 
     # Milestones
 
@@ -321,10 +330,12 @@ class Recorder:
     def _milestone(self, step: int, *, ends: bool) -> None:
         """Ablate exactly what has not been ablated at this step."""
         done = self._rows.heads if self._ablated == step else []
-        exact = self._rows.exact if ends and self._singles == "all" else self._rows.heads
-        positions = np.setdiff1d(exact, done)
-        for reader in self._readers if len(positions) else ():
-            self.writer.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
+        whole = ends and (self._singles == "all" or (self._singles == "end" and step > 0))
+        for place, reader in enumerate(self._readers):
+            exact = self._rows.exact if whole and not (place and self._primary_only) else self._rows.heads
+            positions = np.setdiff1d(exact, done)
+            if len(positions):
+                self.writer.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
         self._ablated = step
 
     # The run directory
@@ -347,7 +358,8 @@ class Recorder:
                 "everything": self._everything,
                 "batch_after": self._batch_after,
                 "share_passes": self._share_passes,
-                "sets": {name: len(positions) for name, positions in self._positions.items()},
+                "sets": {name: len(positions) for name, positions in {**self._positions, **self._others}.items()},
+                "primary_only": self._primary_only,
                 "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
                 "singles": self._singles,
             }

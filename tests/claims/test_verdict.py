@@ -43,6 +43,7 @@ def gate(value):
         (-0.2, 0.5, "inconclusive", ""),
         (0.02, 0.09, "contradicted", ""),
         (-0.3, 0.09, "contradicted", ""),
+        (-0.3, -0.09, "contradicted", ""),
         (-0.3, -0.11, "contradicted", "reversed"),
         (-INF, INF, "inconclusive", ""),
         (NAN, NAN, "inconclusive", ""),
@@ -74,7 +75,7 @@ def test_a_failed_gate_comes_first_and_shows_its_figure(value):
 )
 def test_every_null_must_speak_and_come_out_null(null):
     found = decide(interval(0.3, 0.5), DELTA, {**INSIDE, "other": null}, [])
-    assert found.word == "inconclusive" and "other" in found.why
+    assert found.word == "inconclusive" and "other" in found.why and null.void in found.why
     assert decide(interval(-0.3, 0.05), DELTA, {"other": null}, []).word == "contradicted"
 
 
