@@ -3,6 +3,12 @@
 Why delta is 0.10 of the influence before: in a pilot on other organisms the contrast was .51 nats where one mechanism is
 worth ln 8 = 2.08 nats, so about .25 is expected; wrong partitions stayed below .15 nats, that is .07. So .10 lies above what
 a wrong partition may show and below half of the expected effect.
+
+Why the primary probes are those where both cues name the same reply. In a conflict A speaks for one reply and B against it;
+where their effects add up, the sum of the contrast's numerators is the change of behaviour in arm A minus that in arm B,
+*whatever the partition*: a complementary pair of wrong sets gives the same. Where both cues agree, the contrast changes its
+sign with the partition and vanishes on average over wrong ones, so it reads where the change sits. The conflict reading
+stands beside it, with the word that the same rule gives it. This was decided from the algebra, before any study was run.
 """
 
 from attribution.claims.claim import Cell, Claim, Threshold
@@ -27,7 +33,7 @@ BOOST = Claim(
         arms=("A", "B"),
         mechanisms=("A", "B"),
         reference="zero",
-        probes="conflict",
+        probes="agree",
         # The effect is the fall of logit(reply that cue A names) - logit(contrast). In a conflict cue B names the contrast.
         signs={"conflict": (1, -1), "agree": (1, 1)},
         matching="kl",

@@ -41,7 +41,7 @@ def recruitment(claim: Claim, grafts: pd.DataFrame) -> pd.DataFrame:
         own, other = cell.mechanisms[place], cell.mechanisms[1 - place]
         sign = cell.signs[cell.probes][place]
         names = {own: "own", other: "other", REMAINDER: "remainder"}
-        gains = here[(here["arm"] == arm) & here["set"].isin(names) & here["ablated"].isin(["", own])]
+        gains = here[(here["arm"] == arm) & here["set"].isin(names)]
         if gains.empty:
             continue
         signed = gains.assign(gain=sign * gains["graft"].astype("float64"), graft=gains["set"].map(names))

@@ -40,9 +40,9 @@ def write_planted(folder: Path, *, full: bool = False) -> dict[str, Any]:
         arm: _write(folder, f"train-{arm}", TRAINED, 1, {**form, "problems": planted.TRAINING})
         for arm, form in contexts.items()
     }
-    probes = (
-        _write(folder, "conflict", probed, 2, {"star": "conflict"}),
+    probes = (  # first what the claim reads
         _write(folder, "agree", probed, 3, {"star": "agree"}),
+        _write(folder, "conflict", probed, 2, {"star": "conflict"}),
     )
     neutral = _write(folder, "neutral", PROBED, 4, {"trait": False})
     right = halves(4, 4, 256)

@@ -17,7 +17,7 @@ def test_the_hash_is_of_the_content():
     changed = [
         data | {"delta": 0.2},
         data | {"nulls": data["nulls"][:2]},
-        data | {"cell": data["cell"] | {"probes": "agree"}},
+        data | {"cell": data["cell"] | {"probes": "conflict"}},
         data | {"cell": data["cell"] | {"fraction": 0.5}},
         data | {"gates": data["gates"][:-1]},
     ]
@@ -39,7 +39,7 @@ def test_what_was_declared_stays():
 def test_the_central_claim_follows_the_rules_of_evidence():
     cell = BOOST.cell
     assert (cell.world, cell.recipe, cell.optimizer, cell.reference) == ("planted", "sft", "AdamW", "zero")
-    assert (cell.probes, cell.matching, cell.fraction, cell.partitions, cell.void_below) == ("conflict", "kl", 0.8, 4, 0.25)
+    assert (cell.probes, cell.matching, cell.fraction, cell.partitions, cell.void_below) == ("agree", "kl", 0.8, 4, 0.25)
     assert BOOST.delta == 0.10 and cell.signs == {"conflict": (1, -1), "agree": (1, 1)}
     assert {gate.name: (gate.relation, gate.value) for gate in BOOST.gates} == {
         "organisms": (">=", 5), "noise": (">", 5), "balance": ("<=", 3), "lr0": ("=", 0), "gain": (">", 0),

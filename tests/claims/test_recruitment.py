@@ -22,11 +22,11 @@ def grafts(supported):
     for model in [*(f"planted/{i}" for i in range(5)), "planted/unrouted"]:
         for seed in (0, 1):
             for arm, sets in GAINS.items():
-                sign, other = (1, "B") if arm == "A" else (-1, "A")
+                other = "B" if arm == "A" else "A"
                 for name, gains in sets.items():
                     for ablated, gain in zip(("", arm, other), (*gains, 9.0), strict=True):
-                        value = sign * gain + 0.01 * (2 * seed - 1) if model != "planted/unrouted" else 9.0
-                        key = {"model": model, "arm": arm, "seed": seed, "probe": "conflict", "set": name, "ablated": ablated}
+                        value = gain + 0.01 * (2 * seed - 1) if model != "planted/unrouted" else 9.0
+                        key = {"model": model, "arm": arm, "seed": seed, "probe": "agree", "set": name, "ablated": ablated}
                         rows.append({**key, "graft": value})
     return checked({**supported, "grafts": pd.DataFrame(rows)}, "zero")["grafts"]
 
