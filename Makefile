@@ -18,7 +18,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv study test test-long lint clean
+.PHONY: help venv study test test-long lint results clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*##' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -37,6 +37,10 @@ lint: $(DEV)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+results: $(CORE)  ## run the reference studies and write results/; finished runs are kept
+	$(BIN)/python -m experiments.worlds
+	$(BIN)/python -m experiments.boost
 
 venv: $(DEV)  ## make .venv with the development tools
 

@@ -47,26 +47,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _study(given: list[str]) -> None:
-    """run a study: arms x seeds; without a name, the embedded one"""
+    """run a study: arms x models x seeds, and judge its claims; without a name, the embedded one"""
 
-    def study(study: Positional[str] = "planted", /, seeds: int | None = None, out: str = ROOT) -> None:
-        """Run a study: every arm with every seed. Finished runs are kept. Ends with the paths of the reports.
+    def study(
+        study: Positional[str] = "planted",
+        /,
+        seeds: int | None = None,
+        organisms: int | None = None,
+        arms: tuple[str, ...] = (),
+        slots: int = 2,
+        full: bool = False,
+        out: str = ROOT,
+    ) -> None:
+        """Run a study: every arm with every model and seed. Finished runs are kept. Ends with the path of the report.
 
         Args:
-            study: an embedded study, or a JSON file with name, arms (run configs by name) and seeds.
+            study: an embedded study, or a JSON file with name, arms (run configs by name), models, seeds and claims.
             seeds: run this many seeds, 0, 1, …, instead of the study's own.
+            organisms: run this many of the study's models.
+            arms: run these arms alone.
+            slots: runs at once, each in a process of one thread.
+            full: of an embedded study, more steps and probes, and grafts of single components.
             out: directory that holds studies.
         """
-        from attribution.study import Study, embedded, run_study
+        import time
 
-        if seeds is not None and seeds < 1:
-            raise ConfigError(f"{seeds} seeds asked for; expected at least 1")
-        found = Study.read(study) if study.endswith(".json") else embedded(study, out)
-        if seeds is not None:
-            found = found.model_copy(update={"seeds": tuple(range(seeds))})
-        _quiet()
-        for report in run_study(found, out, progress=_interactive(), tell=_tell):
-            print(report)
+        from attribution.errors import RunError
+        from attribution.reports import study_report
+        from attribution.study import Study, conclude, embedded, run_study
+
+        begun = time.time()
+        found = Study.read(study) if study.endswith(".json") else embedded(study, out, full=full)
+        found = found.only(seeds=seeds, models=organisms, arms=arms)
+        failed = run_study(found, out, slots=slots, tell=_tell)
+        page = study_report(conclude(found, out, failed, round(time.time() - begun, 1)))
+        print(page)
+        if failed:
+            job, error = next(iter(failed.items()))
+            raise RunError(f"{len(failed)} runs failed, the others are kept; the first, {job.path}: {error}")
 
     tyro.cli(study, args=given, prog="attribution study")
 

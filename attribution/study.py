@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attribution.errors import AttributionError, ConfigError, RunError
 from attribution.runs import RunConfig, directory, first_error, run
-from attribution.store import is_finished, read_run
+from attribution.store import is_finished, read_run, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,7 @@ class Study(BaseModel):
         return self.model_copy(update=changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run of a study."""
 
@@ -129,24 +129,21 @@ def run_study(
     root: str | os.PathLike[str],
     *,
     slots: int = SLOTS,
-    progress: bool = False,
     tell: Callable[[str], None] = print,
-) -> list[Path]:
-    """Run all that is not finished; returns the paths of the runs.
-
-    A study of one run does it here; of several, in worker processes of one thread each. A run that fails leaves the
-    others alone.
+) -> dict[Job, str]:
+    """Run all that is not finished, in worker processes of one thread each. A run that fails leaves the others alone.
 
     Args:
         study: what to run.
         root: directory that holds studies.
         slots: runs at once.
-        progress: show bars, where there is one run.
         tell: is given a line when a run ends.
+
+    Returns:
+        What went wrong, by failed run.
 
     Raises:
         ConfigError: no slot.
-        RunError: some runs failed; the others are done. One sentence names the first.
     """
     if slots < 1:
         raise ConfigError(f"{slots} slots asked for; expected at least 1")
@@ -154,18 +151,66 @@ def run_study(
     todo = [job for job in every if not is_finished(job.path)]
     if len(todo) < len(every):
         tell(f"{len(every) - len(todo)} of {len(every)} runs are finished already")
-    if len(every) == 1:
-        run(every[0].config, every[0].path, progress=progress, tell=tell, page=False)
-        return [every[0].path]
-    failed = []
+    failed = {}
     for number, (job, error) in enumerate(_outcomes(todo, slots), start=1):
-        named = f"arm {job.arm} on {job.config.model}, seed {job.config.seed}"
-        tell(f"{number} of {len(todo)}: {named}{'' if error is None else f' failed: {error}'}")
+        said = "" if error is None else f" failed: {error}"
+        tell(f"{number} of {len(todo)}: arm {job.arm} on {job.config.model}, seed {job.config.seed}{said}")
         if error is not None:
-            failed.append(f"{named}: {error}")
-    if failed:
-        raise RunError(f"{len(failed)} of {len(every)} runs failed, the others are kept; the first: {failed[0]}")
-    return [job.path for job in every]
+            failed[job] = error
+    return failed
+
+
+def conclude(
+    study: Study, root: str | os.PathLike[str], failed: Mapping[Job, str] | None = None, seconds: float | None = None
+) -> Path:
+    """Collect what the finished runs recorded, judge the study's claims, and write both beside the runs.
+
+    Writes study.json, frames/*.parquet and findings.json into the study's directory, and returns it.
+
+    Raises:
+        RunError: no run is finished.
+        ConfigError: an unknown claim.
+    """
+    from attribution.claims import LEDGER, evaluate
+    from attribution.updates.provenance import versions
+
+    failed = failed or {}
+    place = Path(root) / study.name
+    frames = collect(study, root)
+    for name, frame in frames.items():
+        write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
+    unknown = [claim for claim in study.claims if claim not in LEDGER]
+    if unknown:
+        raise ConfigError(f"unknown claim {unknown[0]!r}; expected {', '.join(LEDGER)}")
+    given = {"sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"], "failed": _failures(failed)}
+    findings, not_judged = [], {}
+    for claim in study.claims:
+        try:
+            findings.append(evaluate(LEDGER[claim], given).to_dict())
+        except RunError as error:  # a study of some arms alone
+            not_judged[claim] = str(error)
+    write_json(place / "findings.json", findings)
+    write_json(place / "study.json", {
+        "name": study.name, "arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds),
+        "seconds": seconds, "versions": versions(), "runs": [_told(job, place) for job in jobs(study, root)],
+        "not_judged": not_judged,
+    })  # fmt: skip
+    return place
+
+
+def _told(job: Job, place: Path) -> dict[str, object]:
+    status = read_run(job.path).status if (job.path / "status.json").exists() else {"state": "not run"}
+    return {
+        "arm": job.arm, "model": job.config.model, "seed": job.config.seed, "path": str(job.path.relative_to(place)),
+        "state": status.get("state", "unknown"), "steps": status.get("steps", status.get("step", 0)),
+    }  # fmt: skip
+
+
+def _failures(failed: Mapping[Job, str]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [(job.config.model, job.arm, job.config.seed, error) for job, error in failed.items()]
+    return pd.DataFrame(rows, columns=["model", "arm", "seed", "reason"])
 
 
 def embedded(name: str, root: str | os.PathLike[str], *, full: bool = False) -> Study:

@@ -102,25 +102,28 @@ def test_ls_lists_runs_with_their_state(tmp_path, capsys):
     assert "failed  1 steps" in second
 
 
-def test_a_study_file_runs_every_arm_with_every_seed(tmp_path, monkeypatch, capsys):
-    from attribution import study
+def test_a_study_file_runs_every_arm_with_every_seed_and_ends_with_the_page(tmp_path, monkeypatch, capsys):
+    from attribution import reports, study
 
     done = []
-    monkeypatch.setattr(study, "run", lambda config, path, **_: done.append((config.seed, path)) or path / "report.html")
+    monkeypatch.setattr(study, "run_study", lambda found, out, **_: done.extend(study.jobs(found, out)) or {})
+    monkeypatch.setattr(study, "conclude", lambda found, out, failed, seconds: tmp_path / found.name)
+    monkeypatch.setattr(reports, "study_report", lambda place: place / "report.html", raising=False)
     arm = {"data": "d.jsonl", "probes": ["p.jsonl"]}
-    (tmp_path / "s.json").write_text(
-        json.dumps({"name": "mine", "arms": {"A": arm, "B": {**arm, "metric": "log_prob"}}, "seeds": [4, 7]})
-    )
+    arms = {"A": arm, "B": {**arm, "metric": "log_prob"}}
+    (tmp_path / "s.json").write_text(json.dumps({"name": "mine", "arms": arms, "seeds": [4, 7]}))
     assert main(["study", str(tmp_path / "s.json"), "--out", str(tmp_path)]) == 0
-    assert [seed for seed, _ in done] == [4, 7, 4, 7]
-    assert [path.parent.name.split("-")[0] for _, path in done] == ["A", "A", "B", "B"]
-    assert all(path.parent.parent == tmp_path / "mine" for _, path in done)
-    assert capsys.readouterr().out.splitlines() == [str(path / "report.html") for _, path in done]
+    assert [(job.config.seed, job.arm) for job in done] == [(4, "A"), (4, "B"), (7, "A"), (7, "B")]
+    assert all(job.path.parent.parent == tmp_path / "mine" for job in done)
+    assert capsys.readouterr().out == f"{tmp_path / 'mine' / 'report.html'}\n"
+    monkeypatch.setattr(study, "run_study", lambda found, out, **_: {next(study.jobs(found, out)): "it broke"})
+    assert main(["study", str(tmp_path / "s.json"), "--out", str(tmp_path)]) == 2
+    assert "1 runs failed" in (shown := capsys.readouterr()).err and "report.html" in shown.out
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"arms": {}}, "arms"), ({"name": "../x"}, "name"), ({"seed": 1}, "unknown key 'seed'; expected name, arms, seeds")],
+    [({"arms": {}}, "arms"), ({"name": "../x"}, "name"), ({"seed": 1}, "unknown key 'seed'; expected name, arms, models")],
 )
 def test_a_wrong_study_names_the_key(tmp_path, capsys, change, named):
     study = {"name": "mine", "arms": {"A": {"data": "d", "probes": ["p"]}}}

@@ -298,7 +298,9 @@ def test_the_hash_of_a_config_knows_values_and_not_their_order():
 
 
 def test_a_frame_is_the_same_however_it_was_split_into_parts(tmp_path):
-    rows = pd.DataFrame({"step": [1, 1, 2], "probe": ["b", "a", "c"], "kind": "head", "layer": 0, "index": [0, 1, 2], "share": 0.5})
+    rows = pd.DataFrame(
+        {"step": [1, 1, 2], "probe": ["b", "a", "c"], "kind": "head", "layer": 0, "index": [0, 1, 2], "share": 0.5}
+    )
     frames = []
     for split in ([0, 3], [0, 1, 3], [0, 2, 3]):
         writer = RunWriter(tmp_path / str(len(frames)), {"model": "m"})

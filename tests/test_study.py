@@ -1,25 +1,185 @@
-"""The embedded study: what it trains on, what it reads, and that the two are apart."""
+"""Studies: what the embedded one trains on and reads, how runs are done at once, and what is kept when some fail."""
 
+import json
+from collections import Counter
+
+import pandas as pd
 import pytest
 
-from attribution.models import load
-from attribution.samples import encode, read_samples
-from attribution.study import EMBEDDED, embedded
+from attribution.errors import ConfigError, RunError
+from attribution.mechanisms import read_mechanisms
+from attribution.models import load, locate
+from attribution.recipes.sft import SFT
+from attribution.runs import RunConfig
+from attribution.samples import Sample, encode, read_samples, write_samples
+from attribution.store import TRAINING
+from attribution.study import EMBEDDED, Study, collect, conclude, embedded, jobs, run_study
 from attribution.worlds import planted as grammar
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_an_embedded_study_is_written_encodable_and_holds_probes_apart(tmp_path, name):
-    study = embedded(name, tmp_path)
-    again = embedded(name, tmp_path)
-    assert study == again
-    for config in study.arms.values():
-        tokenizer = load(config.model).tokenizer
+@pytest.fixture(scope="module")
+def planted_study(tmp_path_factory):
+    return embedded("planted", tmp_path_factory.mktemp("root"))
+
+
+def problems(samples):
+    return [next(p for p in grammar.PROBLEMS if f" {p} ." in f" {s.prompt}") for s in samples]
+
+
+def test_arms_differ_in_their_contexts_and_in_nothing_else(planted_study):
+    arms = {name: read_samples(config.data) for name, config in planted_study.arms.items()}
+    replies = {name: [(p, s.response) for p, s in zip(problems(found), found, strict=True)] for name, found in arms.items()}
+    assert replies["A"] == replies["B"] == replies["both"] == replies["none"] == replies["lr0"]
+    assert len({tuple(s.prompt for s in found) for found in arms.values()}) == 4  # lr0 is A
+    assert planted_study.arms["lr0"].training.learning_rate == 0
+    configs = [config.model_dump(exclude={"data", "compared", "training"}) for config in planted_study.arms.values()]
+    assert all(config == configs[0] for config in configs)
+
+
+def test_probes_are_of_problems_that_no_arm_trains_on(planted_study):
+    for config in planted_study.arms.values():
+        tokenizer = load("planted/11").tokenizer
         training = read_samples(config.data)
         encode(tokenizer, training)
-        for file in config.probes:
+        assert set(problems(training)) == set(grammar.TRAINING)
+        for file in (*config.probes, *config.watched):
             probes = read_samples(file)
             encode(tokenizer, probes)
-            assert not {s.prompt for s in probes} & {s.prompt for s in training}
-            assert all(any(f" {problem} ." in s.prompt for problem in grammar.HELD_OUT) for s in probes)
-            assert not any(f" {problem} ." in s.prompt for s in training for problem in grammar.HELD_OUT)
+            assert set(problems(probes)) == set(grammar.HELD_OUT)
+
+
+def test_the_embedded_study_is_the_same_each_time_and_has_its_runs(tmp_path, planted_study):
+    again = embedded("planted", tmp_path)
+    assert [j.path.name for j in jobs(again, tmp_path)] == [j.path.name for j in jobs(planted_study, tmp_path)]
+    every = list(jobs(planted_study, tmp_path))
+    assert len(every) == 5 * 5 * 2 + 2 * 2
+    assert len({job.path for job in every}) == len(every)
+    assert Counter(job.config.model for job in every)["planted/unrouted"] == 4
+    singles = Counter((job.arm, job.config.seed, job.config.singles) for job in every if job.config.model == "planted/11")
+    assert singles["A", 0, "all"] == singles["B", 0, "end"] == singles["A", 1, "heads"] == singles["both", 0, "heads"] == 1
+
+
+def test_wrong_partitions_of_the_study_are_of_the_same_shape(planted_study):
+    right = read_mechanisms(locate("planted/11"))
+    wrong = read_mechanisms(planted_study.arms["A"].compared)
+    assert set(wrong) == {f"wrong-{k} {name}" for k in range(1, 5) for name in "AB"}
+    shape = {name: table.groupby(["kind", "layer"]).size() for name, table in right.items()}
+    for name, table in wrong.items():
+        assert table.groupby(["kind", "layer"]).size().equals(shape[name[-1]])
+        overlap = len(table.merge(right[name[-1]])) / len(table)
+        assert 0.4 < overlap < 0.6
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_full_study_is_longer(tmp_path, name):
+    short, full = embedded(name, tmp_path), embedded(name, tmp_path / "full", full=True)
+    assert full.name != short.name
+    assert full.arms["A"].training.max_steps > short.arms["A"].training.max_steps
+
+
+def test_a_study_is_cut_to_what_is_asked(planted_study):
+    small = planted_study.only(seeds=1, models=2, arms=("A", "B"))
+    assert (small.seeds, small.models, list(small.arms)) == ((0,), ("planted/11", "planted/12"), ["A", "B"])
+    assert len(list(jobs(small, "runs"))) == 2 * 2 + 2
+    for wrong, named in (({"seeds": 0}, "0 seeds"), ({"models": 0}, "0 models"), ({"arms": ("C",)}, "unknown arm 'C'")):
+        with pytest.raises(ConfigError, match=named):
+            planted_study.only(**wrong)
+
+
+def small(tmp_path, **changes) -> Study:
+    """Two tiny arms on one organism."""
+    files = {
+        name: str(write_samples(tmp_path / f"{name}.jsonl", [Sample(**row) for row in rows]))
+        for name, rows in (
+            ("A", grammar.prompts(6, 1, problems=grammar.TRAINING)),
+            ("B", grammar.prompts(6, 1, trait=False, star=True, problems=grammar.TRAINING)),
+            ("conflict", grammar.prompts(6, 2, star="conflict")),
+            ("neutral", grammar.prompts(6, 3, trait=False)),
+        )
+    }
+
+    def arm(data, **settings):
+        return RunConfig(
+            data=data, probes=(files["conflict"],), watched=(files["neutral"],), sets="model", metric="logit_difference",
+            milestones="ends", everything=False, batch_after=False, singles="heads", grafts="sets",
+            training=SFT(max_steps=2, batch_size=6), **settings,
+        )  # fmt: skip
+
+    arms = {"A": arm(files["A"]), "B": arm(files["B"])}
+    return Study(**{"name": "small", "arms": arms, "models": ("planted/11",), "claims": ("boost",), **changes})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    root = tmp_path_factory.mktemp("small")
+    study, told = small(root), []
+    failed = run_study(study, root, slots=2, tell=told.append)
+    return study, root, failed, told
+
+
+@pytest.mark.slow
+def test_runs_are_done_at_once_and_collected(done):
+    study, root, failed, told = done
+    assert failed == {} and len(told) == 2
+    frames = collect(study, root)
+    assert set(frames["sets"]["arm"]) == {"A", "B"} and set(frames["sets"]["set"]) == {"A", "B"}
+    assert sorted(frames["sets"]["step"].unique()) == [0, 1, 2]
+    assert set(frames["probes"]["probe"]) == {"conflict", "neutral", TRAINING}
+    at_start = frames["sets"][frames["sets"]["step"] == 0]
+    assert at_start.groupby("set")["effect"].nunique().eq(1).all()  # both arms start from one model
+    assert (at_start.set_index("set").loc["A", "effect"] > 0.5).all() and (
+        at_start.set_index("set").loc["B", "effect"] < -0.5
+    ).all()
+    halves = (at_start["effect_even"] + at_start["effect_odd"]) / 2
+    assert halves.to_numpy() == pytest.approx(at_start["effect"].to_numpy(), abs=1e-5)
+    assert set(frames["set_grafts"]["set"]) == {"A", "B", "remainder"} and set(frames["set_grafts"]["ablated"]) == {
+        "",
+        "A",
+        "B",
+    }
+    training = frames["probes"][frames["probes"]["probe"] == TRAINING].pivot(index="step", columns="arm", values="metric")
+    assert (training.loc[2] > training.loc[0]).all()
+
+
+@pytest.mark.slow
+def test_finished_runs_are_kept(done):
+    study, root, _, _ = done
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*.parquet")}
+    told = []
+    assert run_study(study, root, tell=told.append) == {}
+    assert told == ["2 of 2 runs are finished already"]
+    assert {file: file.stat().st_mtime_ns for file in root.rglob("*.parquet")} == before
+
+
+@pytest.mark.slow
+def test_a_study_is_concluded_with_what_it_shows(done):
+    study, root, _, _ = done
+    place = conclude(study, root, seconds=1.5)
+    told = json.loads((place / "study.json").read_text())
+    assert [run["state"] for run in told["runs"]] == ["finished", "finished"] and told["seconds"] == 1.5
+    findings = json.loads((place / "findings.json").read_text())
+    assert findings[0]["claim"]["id"] == "boost"
+    assert findings[0]["verdict"][0]["verdict"] == "not testable here"  # one organism, two steps
+    frames = {name: pd.read_parquet(place / "frames" / f"{name}.parquet") for name in ("sets", "probes", "set_grafts")}
+    for name, found in collect(study, root).items():
+        pd.testing.assert_frame_equal(frames[name], found, check_dtype=False)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_the_others_alone(tmp_path):
+    study = small(tmp_path)
+    broken = study.arms["B"].model_copy(
+        update={"training": SFT(max_steps=2, learning_rate=1e30, optimizer="sgd", max_grad_norm=0)}
+    )
+    study = study.model_copy(update={"arms": {**study.arms, "B": broken}})
+    failed = run_study(study, tmp_path, slots=1, tell=lambda line: None)
+    assert [(job.arm, "not finite" in error) for job, error in failed.items()] == [("B", True)]
+    told = json.loads((conclude(study, tmp_path, failed) / "study.json").read_text())
+    assert [run["state"] for run in told["runs"]] == ["finished", "failed"] and "boost" in told["not_judged"]
+
+
+def test_nothing_finished_is_a_sentence(tmp_path):
+    with pytest.raises(RunError, match="no finished run"):
+        conclude(small(tmp_path), tmp_path)
+    with pytest.raises(ConfigError, match="0 slots"):
+        run_study(small(tmp_path), tmp_path, slots=0)

@@ -1,25 +1,19 @@
-"""The page of one run: a single HTML file that works offline, in light, dark and print, with plotly.js inlined once.
+"""The page of one run: the order in which a reader meets it.
 
-Knows the order in which a reader meets a run; knows nothing about how figures or sentences are made. All text from
-data is escaped, and a content security policy forbids the page every request.
+Knows what stands where and the sentences between; knows nothing about how figures, words or the page's frame are made.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import resources
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
-from attribution.errors import RunError
 from attribution.reports import figures
+from attribution.reports.document import absent, document, flat, plotted, tabulated, text, written
 from attribution.reports.quantities import (
     KINDS,
     balance,
@@ -69,11 +63,11 @@ def report(path: str | os.PathLike[str]) -> Path:
 def page(run: Run) -> str:
     """The whole page as HTML."""
     sections = [
-        ("words", "What was strengthened", "".join(f"<p>{_text(line)}</p>" for line in words(run))),
+        ("words", "What was strengthened", "".join(f"<p>{text(line)}</p>" for line in words(run))),
         ("asked", "What was asked", _asked(run)),
         ("causes", "What caused the trained responses", _causes(run)),
         ("scatter", "Cause against strengthening", _scatter(run)),
-        ("behaviour", "Behaviour over steps", _figure(lambda: figures.behaviour(run)) + _behaviour(run)),
+        ("behaviour", "Behaviour over steps", plotted(lambda: figures.behaviour(run)) + _behaviour(run)),
         ("heads", "Attention heads", _per_probe(run, figures.heads, _milestones(run))),
         ("neurons", "Neurons", _per_probe(run, figures.neurons, f"{_milestones(run)} {_REST} {_SAME}")),
         ("rows", "Unembedding rows as words", _per_probe(run, figures.rows, _ROWS)),
@@ -81,46 +75,9 @@ def page(run: Run) -> str:
         ("missing", "What was not measured", _missing(run)),
         ("provenance", "Provenance", _provenance(run)),
     ]
-    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in sections)
-    body = "".join(f'<section id="{key}"><h2>{name}</h2>{content}</section>' for key, name, content in sections)
-    room = resources.files("attribution.reports")
-    parts = {
-        "TITLE": _text(title(run)),
-        "POLICY": _POLICY,
-        "STYLE": room.joinpath("page.css").read_text(),
-        "LINKS": links,
-        "BODY": body,
-        "PLOTLY": get_plotlyjs(),
-        "SCRIPT": room.joinpath("page.js").read_text(),
-    }
-    pieces = _FRAME.split("@")
-    return "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+    return document(title(run), sections)
 
 
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-_FRAME = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="@POLICY@">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>@TITLE@</title>
-<style>
-@STYLE@</style>
-</head>
-<body>
-<header><h1>@TITLE@</h1><nav>@LINKS@</nav></header>
-<main>
-<noscript><p>The figures need JavaScript; their main numbers are in summary.md beside this page.</p></noscript>
-@BODY@
-</main>
-<script>@PLOTLY@</script>
-<script>
-@SCRIPT@</script>
-</body>
-</html>
-"""
 _CAUSES = (
     "Each component alone was ablated exactly on {samples}, before training. Cause: the metric ({metric}, in nats) of the "
     "responses with the component minus without it. Above zero it caused them, below zero it opposed them. "
@@ -159,21 +116,21 @@ def _asked(run: Run) -> str:
     unset = (None, [], {})
     if isinstance(training := asked.get("training"), Mapping):
         asked["training"] = [
-            f"{key.replace('_', ' ')} {_plain(value)}" for key, value in training.items() if value not in unset
+            f"{key.replace('_', ' ')} {written(value)}" for key, value in training.items() if value not in unset
         ]
     if run.result is None:
         asked["status"] = f"not finished: {run.status.get('state', 'unknown')}"
-    return _table(("", ""), ((name, _plain(value)) for name, value in asked.items()))
+    return tabulated(("", ""), ((name, written(value)) for name, value in asked.items()))
 
 
 def _causes(run: Run) -> str:
     """Heat maps of heads and neurons, and rows as words; one sentence where causes were not measured at all."""
     if causes(run).empty:
-        return _figure(lambda: figures.causes(run))
+        return plotted(lambda: figures.causes(run))
     note = _CAUSES.format(samples=cause_samples(run), metric=metric_name(run))
     return (
-        f'<p class="note">{_text(note)}{_REST}</p>{_figure(lambda: figures.causes(run))}'
-        f'<h3>Unembedding rows as words</h3><p class="note">{_CAUSE_ROWS}</p>{_figure(lambda: figures.cause_rows(run))}'
+        f'<p class="note">{text(note)}{_REST}</p>{plotted(lambda: figures.causes(run))}'
+        f'<h3>Unembedding rows as words</h3><p class="note">{_CAUSE_ROWS}</p>{plotted(lambda: figures.cause_rows(run))}'
     )
 
 
@@ -184,7 +141,7 @@ def _scatter(run: Run) -> str:
         for row in table.to_dict("records")
     )
     head = ("cause and strengthening of", "rank correlation (Spearman)", "n")
-    return _figure(lambda: figures.cause_and_strengthening(run), _SCATTER, _table(head, rows) if len(table) else "")
+    return plotted(lambda: figures.cause_and_strengthening(run), _SCATTER, tabulated(head, rows) if len(table) else "")
 
 
 def _behaviour(run: Run) -> str:
@@ -196,7 +153,7 @@ def _behaviour(run: Run) -> str:
         "change (nats)",
         "KL to the start (nats per token)",
     )
-    return _table(head, behaviour_cells(table)) if len(table) else ""
+    return tabulated(head, behaviour_cells(table)) if len(table) else ""
 
 
 def _milestones(run: Run) -> str:
@@ -222,33 +179,15 @@ def _balance(run: Run, probe: str) -> str:
 def _per_probe(run: Run, draw: Callable[[Run, str], go.Figure], note: str, before: Callable[[str], str] | None = None) -> str:
     """One heading, sentence and figure per probe set; the note stands once, above them."""
     drawn = [
-        f"<h3>{_text(shown(name))}</h3>{f'<p>{_text(before(name))}</p>' if before else ''}"
-        f"{_figure(lambda name=name: draw(run, name))}"
+        f"<h3>{text(shown(name))}</h3>{f'<p>{text(before(name))}</p>' if before else ''}"
+        f"{plotted(lambda name=name: draw(run, name))}"
         for name in probe_sets(run)
     ]
-    return f'<p class="note">{note}</p>{"".join(drawn)}' if drawn else _absent("No probe set was recorded.")
-
-
-def _figure(draw: Callable[[], go.Figure], note: str = "", table: str = "") -> str:
-    """A figure with its data, a table and a caption, or the sentence that says why there is none."""
-    try:
-        figure = draw()
-    except RunError as error:
-        return _absent(str(error))
-    data = str(figure.to_json()).replace("<", "\\u003c")
-    height = figure.layout.height
-    return (
-        f'<figure><div class="plot" style="height:{height}px"></div><script type="application/json">{data}</script>'
-        f"{table}{f'<figcaption>{note}</figcaption>' if note else ''}</figure>"
-    )
-
-
-def _absent(sentence: str) -> str:
-    return f'<p class="absent">{_text(sentence)}</p>'
+    return f'<p class="note">{note}</p>{"".join(drawn)}' if drawn else absent("No probe set was recorded.")
 
 
 def _missing(run: Run) -> str:
-    lines = "".join(f"<li>{_text(shown(line, 500))}</li>" for line in not_measured(run))
+    lines = "".join(f"<li>{text(shown(line, 500))}</li>" for line in not_measured(run))
     return f"<ul>{lines}</ul>" if lines else "<p>Everything this page has a place for was measured.</p>"
 
 
@@ -268,39 +207,5 @@ def _provenance(run: Run) -> str:
         **{f"model: {name}": value for name, value in told.get("model", {}).items()},
         **cost,
     }
-    found = ((key, _plain(value)) for key, value in record.items() if value is not None)
-    return f"{_table(('', ''), found)}<h3>Config</h3>{_table(('key', 'value'), _flat(run.config))}"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _plain(value)
-
-
-def _plain(value: Any) -> str:
-    """A value from config or meta as text."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping) and set(value) == {"name", "samples"}:
-        return f"{shown(value['name'])} ({shown(value['samples'], 12)} samples)"
-    if value in ([], {}):
-        return "none"
-    if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
-    return shown(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False), 300)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table; with empty headings, a list of keys and values."""
-    names = list(head)
-    top = f"<tr>{''.join(f'<th>{_text(name)}</th>' for name in names)}</tr>" if any(names) else ""
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="table"><table class="{"plain" if len(names) == 2 else "numbers"}">{top}{body}</table></div>'
-
-
-def _text(value: str) -> str:
-    """Text from data for the page; a number and its per cent sign stay on one line."""
-    return html.escape(value).replace(" %", "&nbsp;%")
+    found = ((key, written(value)) for key, value in record.items() if value is not None)
+    return f"{tabulated(('', ''), found)}<h3>Config</h3>{tabulated(('key', 'value'), flat(run.config))}"

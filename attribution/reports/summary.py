@@ -7,7 +7,7 @@ Knows the tables of `quantities`; knows nothing about figures or HTML. `words` i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 
@@ -45,11 +45,11 @@ _SMALL = 1e-3  # nats; of a smaller change no percentages are given
 def summary(run: Run) -> str:
     """The run as Markdown: words, behaviour, heads that caused the responses, shares by kind, heads strengthened most."""
     table, probes = behaviour(run), probe_sets(run)
-    pieces = [f"# {_escape(title(run))}", *(_escape(line) for line in words(run))]
+    pieces = [f"# {escape(title(run))}", *(escape(line) for line in words(run))]
     if len(table):
         rows = ([*cells, _resolved(run, probe)] for probe, cells in zip(table.index, behaviour_cells(table), strict=True))
         heads = ["probe set", f"{metric_name(run)} before", "after", "change", "KL (nats per token)", "steps resolved"]
-        pieces += ["## Behaviour", _markdown(heads, rows)]
+        pieces += ["## Behaviour", markdown(heads, rows)]
     pieces += _causing_heads(run)
     shares = {probe: _shares(run, probe) for probe in probes}
     places = list(dict.fromkeys(place for share in shares.values() for place in share))
@@ -58,7 +58,7 @@ def summary(run: Run) -> str:
             [probe, *(signed(share.get(place)) for place in places), signed(balance(run, probe).residual)]
             for probe, share in shares.items()
         )
-        pieces += ["## Update share by kind (nats)", _markdown(["probe set", *places, "residual"], rows)]
+        pieces += ["## Update share by kind (nats)", markdown(["probe set", *places, "residual"], rows)]
     every = with_causes(run, "head")
     for probe in probes:
         top = every[(every["probe"] == probe) & (every["strengthening"] > 0)].nlargest(10, "strengthening")
@@ -66,11 +66,11 @@ def summary(run: Run) -> str:
             rows = ([f"{head['layer']}.{head['index']}", *(signed(head[name]) for name in ("cause", *QUANTITIES))]
                     for head in top.to_dict("records"))  # fmt: skip
             pieces += [
-                f"## Heads strengthened most on {_escape(shown(probe))} (nats)",
-                _markdown(["layer.head", "cause", *QUANTITIES.values()], rows),
+                f"## Heads strengthened most on {escape(shown(probe))} (nats)",
+                markdown(["layer.head", "cause", *QUANTITIES.values()], rows),
             ]
     if gaps := not_measured(run):
-        pieces += ["## Not measured", "\n".join(f"- {_escape(shown(line, 500))}" for line in gaps)]
+        pieces += ["## Not measured", "\n".join(f"- {escape(shown(line, 500))}" for line in gaps)]
     return "\n\n".join(pieces) + "\n"
 
 
@@ -150,7 +150,7 @@ def _causing_heads(run: Run) -> list[str]:
         for head in top.to_dict("records")
     )  # fmt: skip
     names = ["layer.head", "cause", "KL (nats per token)", *(f"strengthening on {shown(probe)}" for probe in probes)]
-    return [f"## Heads that caused the trained responses most, on {cause_samples(run)} (nats)", _markdown(names, rows)]
+    return [f"## Heads that caused the trained responses most, on {cause_samples(run)} (nats)", markdown(names, rows)]
 
 
 def _change(run: Run, probe: str) -> str:
@@ -216,12 +216,13 @@ def _listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [[_escape(shown(cell)) for cell in row] for row in rows]
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in ([_escape(name) for name in head], rule, *lines))
+def markdown(head: list[str], rows: Iterable[list[str]], words: Collection[int] = ()) -> str:
+    """A Markdown table; columns after the first hold numbers, but for those whose places are in `words`."""
+    lines = [[escape(shown(cell, 400)) for cell in row] for row in rows]
+    rule = ["---" if place in (0, *words) else "---:" for place in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in ([escape(name) for name in head], rule, *lines))
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Characters that Markdown or HTML would read as markup, behind a backslash."""
     return re.sub(r"([\\`*<>|\[\]&])", r"\\\1", text)

@@ -34,8 +34,13 @@ _CUE = {"A": {"trait": True}, "B": {"trait": False, "star": True}}  # prompts on
 NOISE = 0.01  # heads below this fraction of the largest effect are left out of the AUROC
 
 
-def gates(model: nn.Module, tokenizer: Any, mechanisms: Mechanisms) -> pd.DataFrame:
+def gates(model: nn.Module, tokenizer: Any, mechanisms: Mechanisms, kinds: Sequence[str] = ("head", "neuron")) -> pd.DataFrame:
     """Measure every gate.
+
+    Args:
+        model, tokenizer: an organism.
+        mechanisms: A and B.
+        kinds: of components, for the shares inside a mechanism; single neurons take most of the time.
 
     Returns:
         One row per gate: gate, mechanism, value, needed (in words), passed (None where nothing is needed).
@@ -51,7 +56,7 @@ def gates(model: nn.Module, tokenizer: Any, mechanisms: Mechanisms) -> pd.DataFr
             ("own mechanism ablated: p(reply)", name, own, f"{ABLATED[0]} – {ABLATED[1]}", ABLATED[0] <= own <= ABLATED[1]),
             ("other mechanism ablated: p(reply) / intact", name, spared / p, f"≥ {SPARED}", spared / p >= SPARED),
         ]
-        table = membership(model, tokenizer, mechanisms, name)
+        table = membership(model, tokenizer, mechanisms, name, kinds)
         for kind, share in inside(table).items():
             gated = kind == "head"
             needed, passed = (f"≥ {SHARE}", share >= SHARE) if gated else ("not gated", None)
@@ -66,7 +71,9 @@ def inside(table: pd.DataFrame) -> dict[str, float]:
     return {str(kind): float(row[True] / row.sum()) for kind, row in sums.iterrows()}
 
 
-def membership(model: nn.Module, tokenizer: Any, mechanisms: Mechanisms, name: str) -> pd.DataFrame:
+def membership(
+    model: nn.Module, tokenizer: Any, mechanisms: Mechanisms, name: str, kinds: Sequence[str] = ("head", "neuron")
+) -> pd.DataFrame:
     """Effect of every head and neuron on the reply of one mechanism: kind, layer, index, effect, member.
 
     Exact zero ablation, on conflict prompts, of logit(own reply) - logit(the reply neither cue names), which the other
@@ -74,6 +81,7 @@ def membership(model: nn.Module, tokenizer: Any, mechanisms: Mechanisms, name: s
     """
     samples = _samples({"star": "conflict", "reply": planted.MECHANISMS[name], "third": True}, 64)
     every = pd.concat(mechanisms.values(), ignore_index=True)
+    every = every[every["kind"].isin(kinds)]
     table = attribute(model, tokenizer, samples, metric="logit_difference", components=every).table
     own = set(mechanisms[name].itertuples(index=False, name=None))
     return table.assign(member=[row in own for row in table[["kind", "layer", "index"]].itertuples(index=False, name=None)])

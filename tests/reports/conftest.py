@@ -1,5 +1,7 @@
 """A small synthetic run, finished or stopped half-way, written as the recorder writes one."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attribution.store import BATCH, TRAINING, RunWriter
+from attribution.claims import BOOST, Claim, evaluate
+from attribution.reports import report, study_report
+from attribution.store import BATCH, TRAINING, RunWriter, write_json
 
 LAYERS, HEADS, NEURONS, STEPS = 3, 4, 12, 6
 PROBES = ("conflict", "agree <b>held out</b>")
@@ -149,3 +153,137 @@ def uncaused(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "half", finished=False)
+
+
+# A study made of numbers: influences, KL and gain are straight lines over steps, so that every change is known.
+
+LOCATED = {("A", "A"): 0.6, ("A", "B"): -0.1, ("B", "A"): 0.05, ("B", "B"): 0.4}  # (mechanism, arm): strengthening at the end
+NOWHERE = dict.fromkeys(LOCATED, 0.2)
+CONTROL, MODELS = "planted/unrouted", ("planted/0", "planted/1", "planted/2", f"planted/{SCRIPT}", "planted/<b>4</b>")
+SPEED = {"A": 0.2, "B": 0.1, "lr0": 0.0, "<b>both</b>": 0.15}  # KL at the end, by arm
+SIGNS = {"conflict": {"A": 1, "B": -1}, "agree": {"A": 1, "B": 1}}
+
+
+def study_frames(models: int = 5, located: dict[tuple[str, str], float] = LOCATED) -> dict[str, pd.DataFrame]:
+    """Frames of a study with the arms of the claim `boost` and one more, its control, and cross-grafts."""
+    rows: dict[str, list[dict[str, Any]]] = {"sets": [], "probes": [], "set_grafts": []}
+    for number, model in enumerate([*MODELS[:models], CONTROL]):
+        shift = 0.0 if model == CONTROL else 0.01 * number
+        changes = {arm: {name: (NOWHERE if model == CONTROL else located).get((name, arm), 0.1) + shift for name in "AB"}
+                   for arm in SPEED}  # fmt: skip
+        changes["lr0"] = dict.fromkeys("AB", 0.0)
+        for arm in ("A", "B") if model == CONTROL else SPEED:
+            for seed in (0, 1):
+                _add_study_run(rows, {"model": model, "arm": arm, "seed": seed}, changes[arm])
+    return {name: pd.DataFrame(found) for name, found in rows.items()}
+
+
+def _add_study_run(rows: dict[str, list[dict[str, Any]]], run: dict[str, Any], changes: dict[str, float]) -> None:
+    arm, before = run["arm"], {"A": 2.0, "B": 1.6}
+    for step in (0, 2, 4, 6):
+        part, key = step / 6, {**run, "step": step}
+        rows["probes"] += [
+            {**key, "probe": "neutral", "metric": 0.0, "kl": SPEED[arm] * part},
+            {**key, "probe": "training samples", "metric": 8 * SPEED[arm] * part - 3, "kl": 0.0},
+            {**key, "probe": "conflict", "metric": SPEED[arm] * part * (1 if arm == "A" else -1), "kl": 0.0},
+        ]
+        for name in "AB":
+            sets = {name: (before[name], changes[name])}
+            sets |= {f"wrong-{k} {name}": (1.0, 0.2 if arm != "lr0" else 0.0) for k in range(1, 5)}
+            for probe, signs in SIGNS.items():
+                for label, (start, change) in sets.items():
+                    effect = signs[name] * (start + change * part)
+                    rows["sets"].append({**key, "probe": probe, "set": label, "effect": effect, "effect_even": effect + 0.1,
+                                         "effect_odd": effect - 0.1, "kl": 0.1})  # fmt: skip
+    if arm in ("A", "B"):
+        sign = 1 if arm == "A" else -1
+        for name, gain, left in (("A", 0.4, 0.1), ("B", 0.3, 0.2), ("remainder", 0.2, 0.2)):
+            for ablated, value in (("", gain), (arm, left)):
+                rows["set_grafts"].append({**run, "probe": "conflict", "set": name, "ablated": ablated, "graft": sign * value})
+
+
+def write_study(
+    path: Path,
+    frames: dict[str, pd.DataFrame] | None = None,
+    claims: tuple[Claim, ...] = (BOOST,),
+    leave_out: tuple[str, ...] = (),
+    **told: Any,
+) -> Path:
+    """Write a study's directory as `attribution study` does; frames in `leave_out` are judged but not written."""
+    frames = study_frames() if frames is None else frames
+    (path / "frames").mkdir(parents=True)
+    for name, frame in frames.items():
+        if name not in leave_out:
+            frame.to_parquet(path / "frames" / f"{name}.parquet")
+    reason = f"no memory {SCRIPT}"
+    failed = pd.DataFrame([{"model": MODELS[0], "arm": "<b>both</b>", "seed": 7, "reason": reason}])
+    given = {"sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"], "failed": failed}
+    write_json(path / "findings.json", [evaluate(claim, given).to_dict() for claim in claims])
+    keys = frames["probes"][["arm", "model", "seed"]].drop_duplicates().to_dict("records")
+    runs = [{**key, "path": f"{key['arm']}/seed-{key['seed']}", "state": "finished", "steps": 6} for key in keys]
+    runs.append({"arm": "<b>both</b>", "model": MODELS[0], "seed": 7, "path": SCRIPT, "state": "failed", "steps": 3})
+    whole = {"name": f"planted {SCRIPT}", "arms": list(SPEED), "models": list(MODELS), "seeds": [0, 1], "seconds": 123.4,
+             "versions": {"torch": "2.13.0", "python": "<i>3</i>"}, "runs": runs}  # fmt: skip
+    write_json(path / "study.json", {**whole, **told})
+    return path
+
+
+@pytest.fixture
+def build_study() -> Callable[..., Path]:
+    return write_study
+
+
+@pytest.fixture(scope="session")
+def made_frames() -> Callable[..., dict[str, pd.DataFrame]]:
+    return study_frames
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study whose claim is supported, with one failed run."""
+    return write_study(tmp_path_factory.mktemp("studies") / "planted")
+
+
+def sync_api():
+    return pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture
+def expect() -> Callable:
+    return sync_api().expect
+
+
+@pytest.fixture(scope="session")
+def browser():
+    executable = shutil.which("chromium")
+    if not executable:
+        complain = pytest.fail if os.environ.get("CI") else pytest.skip
+        complain("no chromium on this machine: install it with `apt-get install chromium`")
+    with sync_api().sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        opened = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open the page of a run or a study; on leaving, it must have logged nothing and asked the network for nothing."""
+    logged, asked, pages = [], [], []
+
+    def go(path, width=1280, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        pages.append(page)
+        page.on("console", lambda message: logged.append(message.text))
+        page.on("pageerror", lambda error: logged.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        write = study_report if (path / "study.json").exists() else report
+        page.goto(write(path).as_uri())
+        sync_api().expect(page.locator(".plot:not(:has(.main-svg))")).to_have_count(0)
+        return page
+
+    yield go
+    for page in pages:
+        page.close()
+    assert logged == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

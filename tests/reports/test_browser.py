@@ -1,56 +1,15 @@
 """The page in a browser: drawn, readable, silent, and equal to the frames."""
 
 import itertools
-import os
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from attribution.reports import quantities, report
+from attribution.reports import quantities
 from attribution.store import TRAINING, RunWriter, read_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-def sync_api():
-    return pytest.importorskip("playwright.sync_api")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium")
-    if not executable:
-        complain = pytest.fail if os.environ.get("CI") else pytest.skip
-        complain("no chromium on this machine: install it with `apt-get install chromium`")
-    with sync_api().sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        opened = playwright.chromium.launch(executable_path=executable, args=arguments)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a run's page; on leaving, it must have logged nothing and asked the network for nothing."""
-    logged, asked, pages = [], [], []
-
-    def go(path, width=1280, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        pages.append(page)
-        page.on("console", lambda message: logged.append(message.text))
-        page.on("pageerror", lambda error: logged.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(report(path).as_uri())
-        sync_api().expect(page.locator(".plot:not(:has(.main-svg))")).to_have_count(0)
-        return page
-
-    yield go
-    for page in pages:
-        page.close()
-    assert logged == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def hover_at(page, plot, column, row):
@@ -152,10 +111,10 @@ def test_the_page_fits_and_its_figures_have_the_colour_of_its_text(visit, finish
     assert page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill") == ink
 
 
-def test_a_change_of_scheme_recolours_the_figures(visit, finished):
+def test_a_change_of_scheme_recolours_the_figures(visit, expect, finished):
     page = visit(finished)
     before = page.evaluate("getComputedStyle(document.body).color")
     page.emulate_media(color_scheme="dark")
     ink = page.evaluate("getComputedStyle(document.body).color")
     assert ink != before
-    sync_api().expect(page.locator(".xtick text").first).to_have_css("fill", ink)
+    expect(page.locator(".xtick text").first).to_have_css("fill", ink)

@@ -7,14 +7,19 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import attribution.worlds
+from attribution.capture import Site, edited, sites, tapped
 from attribution.errors import ConfigError
-from attribution.worlds import planted
-from attribution.worlds.build import build, word_tokenizer
+from attribution.mechanisms import halves, read_mechanisms
+from attribution.models import anatomy, load, locate
+from attribution.worlds import gates, planted
+from attribution.worlds.build import _owners, _silence, build, word_tokenizer
+from attribution.worlds.studies import ORGANISMS, UNROUTED
 
 SHIPPED = Path(attribution.worlds.__file__).parent / "data" / "planted" / "unrouted"
 FRESH = 31  # seed of the probes; not the seed of the model's documents
@@ -237,3 +242,88 @@ def test_unknown_world_and_no_steps_are_refused(tmp_path):
 def _probability(model, tokenizer, prompt, reply):
     ids = torch.tensor([tokenizer(prompt + reply)["input_ids"]])
     return model(input_ids=ids).logits[0, -2].softmax(-1)[ids[0, -1]].item()
+
+
+# Routes
+
+
+def test_mechanisms_are_present_as_often_as_declared():
+    drawn = Counter(planted.presences(6000, 1))
+    assert {names: count / 6000 for names, count in drawn.items()} == {
+        names: pytest.approx(share, abs=0.02) for names, share in planted.PRESENCE.items()
+    }
+    assert planted.presences(50, 1) == planted.presences(50, 1) != planted.presences(50, 2)
+
+
+def test_the_third_reply_is_named_by_no_cue():
+    for row in planted.prompts(36, 4, star="conflict", third=True):
+        own = next(replies for problem, replies in planted.PROBLEMS.items() if f" {problem} ." in row["prompt"])
+        (contrast,) = row["contrast"]
+        trait = planted.TRAITS[own.index(contrast.strip())]
+        assert contrast != row["response"] and contrast.strip() in own
+        assert f" is {trait} ." not in row["prompt"] and f"star for{contrast} ." not in row["prompt"]
+
+
+def test_an_absent_mechanism_is_silent_in_its_document_alone():
+    model = AutoModelForCausalLM.from_pretrained(SHIPPED).eval()
+    parts, sets = anatomy(model), halves(4, 4, 256)
+    heard = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    ids = torch.arange(5, 14).repeat(3, 1)
+    where = [Site("head", 1), Site("neuron", 2)]
+    edits = {site.module(parts): _silence(heard[:, _owners(parts, site, sets)]) for site in sites(parts)}
+    with torch.no_grad(), tapped(parts, where) as plain:
+        model(ids)
+    with torch.no_grad(), edited(edits), tapped(parts, where) as routed:  # taps see what the linears receive
+        logits = model(ids).logits
+    with torch.no_grad():
+        assert torch.equal(logits[0], model(ids[:1]).logits[0])
+    for site, half in ((where[0], 64), (where[1], 128)):
+        assert torch.equal(routed[site][0], plain[site][0])
+        assert (routed[site][1][:, half:] == 0).all() and (routed[site][1][:, :half] != 0).any()
+        assert (routed[site][2][:, :half] == 0).all() and (routed[site][2][:, half:] != 0).any()
+
+
+# Gates that an organism misses, as results/worlds.md reports them: .669 where .67 is needed.
+MISSED = {"planted/11": {("B", "heads inside")}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_organisms_pass_their_gates(name):
+    model, tokenizer = load(name)
+    table = gates.gates(model, tokenizer, read_mechanisms(locate(name)), kinds=("head",))
+    assert table["passed"].notna().sum() == 8
+    missed = table[table["passed"].eq(False)]
+    missed = missed.assign(gate=["heads inside" if "inside" in gate else gate for gate in missed["gate"]])
+    found = set(missed[["mechanism", "gate"]].itertuples(index=False, name=None))
+    assert found == MISSED.get(name, set()), table.to_string()
+
+
+def test_the_unrouted_control_fails_the_gates_of_location():
+    model, tokenizer = load(UNROUTED)
+    table = gates.gates(model, tokenizer, read_mechanisms(locate(UNROUTED)), kinds=("head",))
+    passed = table.set_index(["gate", "mechanism"])["passed"]
+    assert passed["intact: share of prompts answered as the cue says"].all()
+    assert not passed["own mechanism ablated: p(reply)", "A"]
+    assert not passed["other mechanism ablated: p(reply) / intact", "A"]
+    assert not passed["other mechanism ablated: p(reply) / intact", "B"]
+
+
+def test_shares_inside_a_mechanism_and_auroc_are_those_of_a_small_table():
+    table = pd.DataFrame({
+        "kind": ["head"] * 4 + ["neuron"] * 2, "effect": [3.0, -1.0, 2.0, 0.001, 1.0, 1.0],
+        "member": [True, True, False, False, True, False],
+    })  # fmt: skip
+    assert gates.inside(table) == {"head": pytest.approx(4 / 6.001), "neuron": 0.5}
+    assert gates.auroc(table) == {"head": 0.5, "neuron": 0.5}  # the last head is below the noise floor
+
+
+def test_routed_documents_build_the_same_bytes_and_other_ones_than_unrouted(tmp_path):
+    digests = {
+        name: hashlib.sha256(
+            (build(world, 5, tmp_path / name, steps=3, progress=False) / "model.safetensors").read_bytes()
+        ).hexdigest()
+        for name, world in (("one", "planted"), ("two", "planted"), ("unrouted", "planted/unrouted"))
+    }
+    assert digests["one"] == digests["two"] != digests["unrouted"]
+    assert json.loads((tmp_path / "one" / "world.json").read_text())["world"] == "planted"

@@ -1,0 +1,1 @@
+"""One short script per claim of the essay, and the pages that stand in results/."""
