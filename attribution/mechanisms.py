@@ -61,14 +61,19 @@ def halves(layers: int, heads: int, neurons: int) -> Mechanisms:
 
 
 def wrong_partition(mechanisms: Mapping[str, pd.DataFrame], seed: int) -> Mechanisms:
-    """The members of all mechanisms reassigned at random, each keeping its number of members of every kind and layer.
+    """Mechanisms of which each passes half of its members of every kind and layer, drawn at random, on to the next.
 
+    Every one keeps its number of members of every kind and layer, and of two each becomes half the one and half the other.
     A statistic about where something happened must vanish on the mean of several of these.
     """
     generator = np.random.default_rng(seed)
+    names = list(mechanisms)
     members = pd.concat([table.assign(set=name) for name, table in mechanisms.items()], ignore_index=True)
     for _, group in members.groupby(["kind", "layer"], sort=False):
-        members.loc[group.index, "set"] = generator.permutation(group["set"].to_numpy())
+        passed = min(int((group["set"] == name).sum()) for name in names) // 2
+        for name, following in zip(names, [*names[1:], names[0]], strict=True):
+            own = group.index[group["set"] == name].to_numpy()
+            members.loc[generator.choice(own, passed, replace=False), "set"] = following
     return {name: members.loc[members["set"] == name, _COLUMNS].reset_index(drop=True) for name in mechanisms}
 
 

@@ -263,17 +263,25 @@ class Crossover:
         )
 
     def _unrouted(self) -> Null:
-        table = self._table(self.claim.cell.mechanisms, control=True)
-        interval = t_interval(table["contrast"], unit=BASE_ONLY)
-        if table.empty:
-            return Null(interval, "the control has no matched pair of arms")
+        """The control's contrast, meaned over partitions: there its halves are no more than one partition among others."""
+        first, second = self.claim.cell.mechanisms
+        names = _partition_names(self._rows["set"].unique(), self.claim.cell.mechanisms)
+        partitions = [(first, second), *((f"{name} {first}", f"{name} {second}") for name in names)]
+        tables = [self._table(sets, control=True) for sets in partitions]
+        if tables[0].empty:
+            return Null(t_interval((), unit=BASE_ONLY), "the control has no matched pair of arms")
         real = self.organisms()[["before_A", "before_B"]].mean(skipna=False).to_dict()
-        before = table[["before_A", "before_B"]].mean(skipna=False).to_dict()
-        if self._weak(before, real):
+        kept = [t for t in tables if not self._weak(t[["before_A", "before_B"]].mean(skipna=False).to_dict(), real)]
+        read = pd.concat([tables[0].iloc[:0], *kept])
+        means = read.groupby("seed")["contrast"].agg(lambda contrasts: contrasts.mean(skipna=False))
+        unit = f"{BASE_ONLY}, mean over {len(kept)} partitions"
+        interval = t_interval(means, unit=unit)
+        needed = self.claim.cell.partitions
+        if len(kept) < needed:
             return Null(
                 interval,
-                f"its influences before, {before['before_A']:.2g} and {before['before_B']:.2g}, are under "
-                f"{self.claim.cell.void_below:.0%} of the real mechanisms', {real['before_A']:.2g} and {real['before_B']:.2g}",
+                f"{len(tables) - len(kept)} of {len(tables)} partitions of the control have an influence before under "
+                f"{self.claim.cell.void_below:.0%} of the real mechanisms', which leaves fewer than {needed}",
             )
         return Null(interval)
 

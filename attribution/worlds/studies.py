@@ -13,9 +13,9 @@ from attribution.mechanisms import halves, write_mechanisms, wrong_partition
 from attribution.samples import Sample, write_samples
 from attribution.worlds import planted
 
-ORGANISMS = ("planted/11", "planted/12", "planted/13", "planted/14", "planted/15")
+ORGANISMS = ("planted/21", "planted/22", "planted/23", "planted/24", "planted/25")
 UNROUTED = "planted/unrouted"
-WRONG = 4  # wrong partitions, averaged as one null
+WRONG, WRONG_EVERY = 8, 3  # wrong partitions, averaged as one null, and every how many steps they are read
 STEPS, TRAINED, PROBED = 12, 384, 64
 FULL = {"steps": 24, "probed": 216}
 
@@ -56,6 +56,7 @@ def write_planted(folder: Path, *, full: bool = False) -> dict[str, Any]:
             "watched": (neutral,),
             "sets": "model",
             "compared": compared if name in ("A", "B") and rate else None,
+            "compared_every": WRONG_EVERY,
             "primary_only": not full,
             "metric": "logit_difference",
             "milestones": "ends",

@@ -26,6 +26,7 @@ class World:
     partitions: int = 4
     unrouted: dict = field(default_factory=lambda: dict(NOWHERE))
     unrouted_before: float = 1.0
+    unrouted_wrong: dict | None = None  # of the control's other partitions; None: as its halves
     kl: dict = field(default_factory=lambda: {"A": 0.2, "B": 0.1, "lr0": 0.0})
     gain: dict = field(default_factory=lambda: {"A": 1.5, "B": 0.75, "lr0": 0.0})
     error: float = 0.1  # half the difference between the halves of a probe set
@@ -64,8 +65,11 @@ class World:
             deltas = self.deltas if routed else self.unrouted
             change = self.lr0 if arm == "lr0" else deltas[name, arm]
             yield name, name, before, change + (self.shift(model, arm, seed) if name == "A" and arm != "lr0" else 0.0)
+            weak, wrong = (
+                (self.wrong_before, self.wrong) if routed else (self.unrouted_before, self.unrouted_wrong or self.unrouted)
+            )
             for partition in range(1, self.partitions + 1):
-                yield f"wrong-{partition} {name}", name, self.wrong_before, 0.0 if arm == "lr0" else self.wrong[name, arm]
+                yield f"wrong-{partition} {name}", name, weak, 0.0 if arm == "lr0" else wrong[name, arm]
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_nulls_are_null_where_nothing_is_located(supported):
     # wrong sets change by .2 of 1.0 in both arms, read at .4 and .8 of the way: a mere rescaling
     assert all(null.inside(0.1) and null.interval.mean == pytest.approx(0, abs=1e-12) for null in nulls.values())
     assert [null.interval.n for null in nulls.values()] == [5, 3, 5]
-    assert nulls["unrouted control"].interval.unit == "training seed, this base only"
+    assert nulls["unrouted control"].interval.unit == "training seed, this base only, mean over 5 partitions"
 
 
 def test_wrong_partitions_are_read_as_the_real_ones(world):
@@ -210,6 +210,10 @@ def test_the_unrouted_control_counts_training_seeds(world):
     assert null.interval.mean == pytest.approx(0.5 * 0.4 + 0.5 * 0.8) and not null.inside(0.1) and not null.void
     weak = crossover(world(unrouted_before=0.4).frames()).nulls()["unrouted control"]
     assert "under 25% of the real mechanisms'" in weak.void
+    half = crossover(world(unrouted=located, unrouted_wrong=dict.fromkeys(located, 0.0)).frames()).nulls()["unrouted control"]
+    assert half.interval.mean == pytest.approx(null.interval.mean / 5)  # one partition of five
+    few = crossover(world(partitions=2).frames()).nulls()["unrouted control"]
+    assert few.void and not few.inside(0.1)
     frames = world().frames()
     absent = {name: frame[frame["model"] != "planted/unrouted"] for name, frame in frames.items()}
     assert crossover(absent).nulls()["unrouted control"].void
