@@ -76,6 +76,9 @@ def _study(given: list[str]) -> None:
         from attribution.reports import study_report
         from attribution.study import Study, conclude, embedded, run_study
 
+        for name, count in (("seeds", seeds), ("organisms", organisms), ("slots", slots)):
+            if count is not None and count < 1:
+                raise ConfigError(f"{count} {name} asked for; expected at least 1")
         begun = time.time()
         found = Study.read(study) if study.endswith(".json") else embedded(study, out, full=full)
         found = found.only(seeds=seeds, models=organisms, arms=arms)

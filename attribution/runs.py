@@ -45,6 +45,7 @@ class RunConfig(BaseModel):
         sets: named sets of components, ablated jointly at every step and grafted: a JSON file, or "model" where the model
             comes with mechanisms of its own.
         compared: JSON file of further named sets, ablated like those and not grafted; wrong partitions, say.
+        compared_every: at every how many steps compared sets are ablated.
         primary_only: ablate compared sets, and single neurons and rows, on the first probe set alone.
         singles: which components are ablated one at a time: all, heads alone, or heads and, after the last step, all.
         grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets.
@@ -71,6 +72,7 @@ class RunConfig(BaseModel):
     watched: tuple[str, ...] = ()
     sets: str | None = None
     compared: str | None = None
+    compared_every: int = Field(default=1, ge=1)
     primary_only: bool = False
     singles: Literal["all", "heads", "end"] = "all"
     grafts: Literal["all", "heads", "sets"] = "all"
@@ -307,7 +309,8 @@ def _train(
     callback = RecorderCallback(
         writer, probes=probes, tokenizer=tokenizer, metric=config.metric, reference=config.reference,
         milestones=config.milestones, everything=config.everything, batch_after=config.batch_after,
-        share_passes=config.share_passes, sets=sets[0], compared=sets[1], primary_only=config.primary_only,
+        share_passes=config.share_passes, sets=sets[0], compared=sets[1], compared_every=config.compared_every,
+        primary_only=config.primary_only,
         watched=watched, singles=config.singles,
     )  # fmt: skip
     setting = Setting(model, tokenizer, encoded, config.seed, writer.path / "trainer", [callback], progress)

@@ -38,7 +38,7 @@ def test_arms_differ_in_their_contexts_and_in_nothing_else(planted_study):
 
 def test_probes_are_of_problems_that_no_arm_trains_on(planted_study):
     for config in planted_study.arms.values():
-        tokenizer = load("planted/11").tokenizer
+        tokenizer = load("planted/21").tokenizer
         training = read_samples(config.data)
         encode(tokenizer, training)
         assert set(problems(training)) == set(grammar.TRAINING)
@@ -55,19 +55,19 @@ def test_the_embedded_study_is_the_same_each_time_and_has_its_runs(tmp_path, pla
     assert len(every) == 5 * 5 * 2 + 2 * 2
     assert len({job.path for job in every}) == len(every)
     assert Counter(job.config.model for job in every)["planted/unrouted"] == 4
-    singles = Counter((job.arm, job.config.seed, job.config.singles) for job in every if job.config.model == "planted/11")
+    singles = Counter((job.arm, job.config.seed, job.config.singles) for job in every if job.config.model == "planted/21")
     assert singles["A", 0, "all"] == singles["B", 0, "end"] == singles["A", 1, "heads"] == singles["both", 0, "heads"] == 1
 
 
 def test_wrong_partitions_of_the_study_are_of_the_same_shape(planted_study):
-    right = read_mechanisms(locate("planted/11"))
+    right = read_mechanisms(locate("planted/21"))
     wrong = read_mechanisms(planted_study.arms["A"].compared)
-    assert set(wrong) == {f"wrong-{k} {name}" for k in range(1, 5) for name in "AB"}
+    assert set(wrong) == {f"wrong-{k} {name}" for k in range(1, 9) for name in "AB"}
     shape = {name: table.groupby(["kind", "layer"]).size() for name, table in right.items()}
     for name, table in wrong.items():
         assert table.groupby(["kind", "layer"]).size().equals(shape[name[-1]])
-        overlap = len(table.merge(right[name[-1]])) / len(table)
-        assert 0.4 < overlap < 0.6
+        overlap = table.merge(right[name[-1]]).groupby(["kind", "layer"]).size()
+        assert (overlap == shape[name[-1]] / 2).all()
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -79,7 +79,7 @@ def test_the_full_study_is_longer(tmp_path, name):
 
 def test_a_study_is_cut_to_what_is_asked(planted_study):
     small = planted_study.only(seeds=1, models=2, arms=("A", "B"))
-    assert (small.seeds, small.models, list(small.arms)) == ((0,), ("planted/11", "planted/12"), ["A", "B"])
+    assert (small.seeds, small.models, list(small.arms)) == ((0,), ("planted/21", "planted/22"), ["A", "B"])
     assert len(list(jobs(small, "runs"))) == 2 * 2 + 2
     for wrong, named in (({"seeds": 0}, "0 seeds"), ({"models": 0}, "0 models"), ({"arms": ("C",)}, "unknown arm 'C'")):
         with pytest.raises(ConfigError, match=named):
@@ -93,6 +93,7 @@ def small(tmp_path, **changes) -> Study:
         for name, rows in (
             ("A", grammar.prompts(6, 1, problems=grammar.TRAINING)),
             ("B", grammar.prompts(6, 1, trait=False, star=True, problems=grammar.TRAINING)),
+            ("agree", grammar.prompts(6, 5, star="agree")),
             ("conflict", grammar.prompts(6, 2, star="conflict")),
             ("neutral", grammar.prompts(6, 3, trait=False)),
         )
@@ -100,13 +101,13 @@ def small(tmp_path, **changes) -> Study:
 
     def arm(data, **settings):
         return RunConfig(
-            data=data, probes=(files["conflict"],), watched=(files["neutral"],), sets="model", metric="logit_difference",
-            milestones="ends", everything=False, batch_after=False, singles="heads", grafts="sets",
+            data=data, probes=(files["agree"], files["conflict"]), watched=(files["neutral"],), sets="model",
+            metric="logit_difference", milestones="ends", everything=False, batch_after=False, singles="heads", grafts="sets",
             training=SFT(max_steps=2, batch_size=6), **settings,
         )  # fmt: skip
 
     arms = {"A": arm(files["A"]), "B": arm(files["B"])}
-    return Study(**{"name": "small", "arms": arms, "models": ("planted/11",), "claims": ("boost",), **changes})
+    return Study(**{"name": "small", "arms": arms, "models": ("planted/21",), "claims": ("boost",), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +125,8 @@ def test_runs_are_done_at_once_and_collected(done):
     frames = collect(study, root)
     assert set(frames["sets"]["arm"]) == {"A", "B"} and set(frames["sets"]["set"]) == {"A", "B"}
     assert sorted(frames["sets"]["step"].unique()) == [0, 1, 2]
-    assert set(frames["probes"]["probe"]) == {"conflict", "neutral", TRAINING}
-    at_start = frames["sets"][frames["sets"]["step"] == 0]
+    assert set(frames["probes"]["probe"]) == {"agree", "conflict", "neutral", TRAINING}
+    at_start = frames["sets"][(frames["sets"]["step"] == 0) & (frames["sets"]["probe"] == "conflict")]
     assert at_start.groupby("set")["effect"].nunique().eq(1).all()  # both arms start from one model
     assert (at_start.set_index("set").loc["A", "effect"] > 0.5).all() and (
         at_start.set_index("set").loc["B", "effect"] < -0.5

@@ -125,7 +125,7 @@ def _verdicts(record: Record) -> str:
 def _asked(finding: Finding) -> str:
     excluded = [str(row["sentence"]) for row in finding.rows.get("excluded") or []]
     return (
-        f"<p>Declared before any run, as data:</p>{_table(tables.declared(finding))}"
+        f"<p>Declared before this study was run, as data:</p>{_table(tables.declared(finding))}"
         f'<h3>Gates</h3><p class="note">All must pass, or the claim is not testable here.</p>'
         f"{_table(tables.gates(finding), 'The claim has no gates.')}"
         f"<h3>Exclusions declared</h3>{_list(finding.claim.get('exclusions', []), 'None were declared.')}"

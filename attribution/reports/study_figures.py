@@ -231,13 +231,15 @@ def _curves(
             if lines.empty:
                 continue
             xs, ys, hover = _broken(lines, column)
-            thin = go.Scatter(x=xs, y=ys, mode="lines", hovertext=hover, hoverinfo="text", legendgroup=arm, opacity=0.4)
+            thin = go.Scatter(
+                x=xs, y=ys, mode="lines", hovertext=hover, hoverinfo="text", legendgroup=str(number_), opacity=0.55
+            )
             thin.update(showlegend=False, line={"color": colour, "width": 1, "dash": "dot" if control else "solid"})
             figure.add_trace(thin, place, col)
         mean = _mean(here[~here["model"].map(record.is_control).astype(bool)], column)
         if mean.empty:
             continue
-        bold = go.Scatter(x=mean.index, y=mean, mode="lines+markers", name=title, legendgroup=arm, showlegend=first)
+        bold = go.Scatter(x=mean.index, y=mean, mode="lines+markers", name=title, legendgroup=str(number_), showlegend=first)
         bold.update(
             line={"color": colour, "width": 3}, hovertemplate=f"{title}, mean<br>step %{{x}}: %{{y:+.3g}}<extra></extra>"
         )

@@ -70,6 +70,7 @@ class Recorder:
         sets: named sets of components, ablated jointly on every probe set before training and after every step.
         watched: further sets of samples, of which only log-odds and KL are read, before training and after every step.
         compared: further named sets, ablated like `sets`; wrong partitions, say.
+        compared_every: at every how many steps; the start is always among them.
         primary_only: ablate compared sets, and single neurons and rows, on the first probe set alone.
         singles: which components are ablated one at a time: at both ends "all"; "heads" alone; or "end", heads at the
             start and all at the end.
@@ -93,6 +94,7 @@ class Recorder:
         sets: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
         watched: Sequence[ProbeSet] = (),
         compared: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
+        compared_every: int = 1,
         primary_only: bool = False,
         singles: str = "all",
     ):
@@ -111,7 +113,7 @@ class Recorder:
         self._metric, self._reference, self._share_passes = metric, reference, share_passes
         self._everything, self._batch_after = everything, batch_after
         self._sets, self._compared, self._primary_only = dict(sets or {}), dict(compared or {}), primary_only
-        self._watched_sets, self._singles = tuple(watched), singles
+        self._watched_sets, self._singles, self._compared_every = tuple(watched), singles, compared_every
         self._notes: dict[str, None] = {}
         self.steps = 0
 
@@ -316,7 +318,8 @@ class Recorder:
             metric, divergence = watch.read()
             self._write("probes", [{"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence}])
         for place, reader in enumerate(self._readers):
-            sets = self._positions if place and self._primary_only else {**self._positions, **self._others}
+            others = self.steps % self._compared_every == 0 and not (place and self._primary_only)
+            sets = {**self._positions, **self._others} if others else self._positions
             if sets:
                 self.writer.add("sets", reader.influence_of_sets(sets).assign(step=self.steps, probe=reader.name))
 
@@ -359,6 +362,7 @@ class Recorder:
                 "batch_after": self._batch_after,
                 "share_passes": self._share_passes,
                 "sets": {name: len(positions) for name, positions in {**self._positions, **self._others}.items()},
+                "compared_every": self._compared_every,
                 "primary_only": self._primary_only,
                 "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
                 "singles": self._singles,

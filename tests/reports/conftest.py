@@ -196,10 +196,12 @@ def _add_study_run(rows: dict[str, list[dict[str, Any]]], run: dict[str, Any], c
                     rows["sets"].append({**key, "probe": probe, "set": label, "effect": effect, "effect_even": effect + 0.1,
                                          "effect_odd": effect - 0.1, "kl": 0.1})  # fmt: skip
     if arm in ("A", "B"):
-        sign = 1 if arm == "A" else -1
+        sign = BOOST.cell.signs[BOOST.cell.probes]["AB".index(arm)]
         for name, gain, left in (("A", 0.4, 0.1), ("B", 0.3, 0.2), ("remainder", 0.2, 0.2)):
             for ablated, value in (("", gain), (arm, left)):
-                rows["set_grafts"].append({**run, "probe": "conflict", "set": name, "ablated": ablated, "graft": sign * value})
+                rows["set_grafts"].append(
+                    {**run, "probe": BOOST.cell.probes, "set": name, "ablated": ablated, "graft": sign * value}
+                )
 
 
 def write_study(

@@ -17,6 +17,7 @@ from attribution.reports.study_tables import read_study
 
 PLOTLY = re.compile(r"<script>/\*\*\n\* plotly\.js.*?</script>", re.DOTALL)
 SECTIONS = ["verdict", "asked", "crossover", "nulls", "secondary", "recruitment", "behaviour", "runs", "missing", "provenance"]
+READING = f"{BOOST.cell.probes} probes, KL-matched, reference zero"
 
 
 def page_of(path):
@@ -64,7 +65,7 @@ def test_the_verdict_is_said_with_its_figures(markup, told):
 
 def test_the_interval_plot_is_the_finding(study, told):
     figure = study_figures.verdict(read_study(study).findings[0])
-    nulls = {row["null"]: row for row in told["nulls"] if row["reading"] == "conflict probes, KL-matched, reference zero"}
+    nulls = {row["null"]: row for row in told["nulls"] if row["reading"] == READING}
     assert [figure.layout.shapes[0].x0, figure.layout.shapes[0].x1] == [-0.1, 0.1]
     bars = figure.data[::2]
     for bar, row in zip(bars, [told["verdict"][0], *nulls.values()], strict=True):
@@ -114,14 +115,14 @@ def test_changes_per_organism_are_the_parts(study, markup, told):
 
 
 def test_nulls_partitions_and_other_readings_are_the_tables(markup, told):
-    primary = [row for row in told["nulls"] if row["reading"].startswith("conflict probes, KL")]
+    primary = [row for row in told["nulls"] if row["reading"] == READING]
     rows = rows_of(markup, "nulls")[1:]
     assert [row[1] for row in rows] == [study_tables.interval(null) for null in primary]
     assert [row[4] for row in rows] == ["yes"] * 3 and rows[0][0] == "wrong partitions"
     assert len(rows_of(markup, "nulls", 1)) == 1 + len(told["partitions"]) == 21
     assert len(rows_of(markup, "nulls", 2)) == 1 + len(told["nulls"]) - 3
     rows = rows_of(markup, "secondary")[1:]
-    assert rows[0][0].startswith("primary: conflict") and len(rows) == 1 + len(told["secondary"])
+    assert rows[0][0] == f"primary: {READING}" and len(rows) == 1 + len(told["secondary"])
     for row, other in zip(rows[1:], told["secondary"], strict=True):
         assert row[:2] == [other["reading"], study_tables.interval(other)]
         assert row[3].lower().startswith(other["verdict"]) and row[4] == other["why"]
@@ -139,8 +140,10 @@ def test_curves_are_the_frames_and_the_mean_leaves_the_control_out(study, made_f
     record, frames = read_study(study), made_frames()
     figure = study_figures.influence(record, study_figures.arm_colours(record), record.findings[0])
     bold = {(trace.name, trace.xaxis): trace for trace in figure.data if trace.name}
-    for axis, name, sign in (("x", "A", 1), ("x2", "B", -1)):
-        sets = frames["sets"].query(f"probe == 'conflict' and set == '{name}' and arm == 'A' and model != 'planted/unrouted'")
+    for axis, name, sign in zip(("x", "x2"), "AB", BOOST.cell.signs[BOOST.cell.probes], strict=True):
+        sets = frames["sets"].query(
+            f"probe == '{BOOST.cell.probes}' and set == '{name}' and arm == 'A' and model != 'planted/unrouted'"
+        )
         expected = sign * sets.groupby("step")["effect"].mean()
         assert list(bold["arm A", axis].y) == pytest.approx(expected.tolist())
     dotted = [trace for trace in figure.data if trace.line.dash == "dot"]
@@ -201,8 +204,9 @@ def test_an_inconclusive_study_says_so_and_a_null_that_was_not_measured_is_named
 
 def test_one_organism_has_no_interval_and_draws_none(build_study, made_frames, tmp_path):
     path = build_study(tmp_path / "study", made_frames(models=1))
-    assert "one value, no interval" in section(page_of(path), "verdict")
+    assert "Not testable here" in section(page_of(path), "verdict")
     figure = study_figures.verdict(read_study(path).findings[0])
+    assert "one value, no interval" in figure.layout.yaxis.ticktext[0]
     assert not figure.data[0].error_x.visible and np.isfinite(figure.data[0].x[0])
 
 
@@ -230,7 +234,7 @@ def test_summary(study, markup, told):
     text = study_summary(read_study(study))
     assert text == (study / "summary.md").read_text()
     for heading in ("## boost: Supported", "### Change of influence per organism", "### Nulls of the primary reading",
-                    "### Other readings", "### Where the change sits", "### Gates", "## Not measured, or left out"):  # fmt: skip
+                    "### Other readings", "### Where the change sits", "### Gates", "## Not measured"):  # fmt: skip
         assert heading in text
     assert signed(told["verdict"][0]["mean"]) in text
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):

@@ -1,0 +1,44 @@
+"""What stands in results/ is what the code at this commit says of the recorded frames."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from attribution.claims import LEDGER, evaluate
+from attribution.worlds.studies import ORGANISMS, UNROUTED
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def same(one, other):
+    if isinstance(one, float) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    return one == other
+
+
+@pytest.mark.parametrize("claim", LEDGER)
+def test_the_verdict_is_recomputed_from_the_frames(claim):
+    frames = {
+        name: pd.read_parquet(RESULTS / claim / "frames" / f"{name}.parquet") for name in ("sets", "probes", "set_grafts")
+    }
+    found = evaluate(
+        LEDGER[claim], {"sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"]}
+    ).to_dict()
+    (stored,) = json.loads((RESULTS / claim / "findings.json").read_text())
+    assert stored["hash"] == LEDGER[claim].hash == found["hash"]
+    for table in ("verdict", "gates", "nulls", "parts", "secondary", "partitions", "recruitment"):
+        assert len(stored[table]) == len(found[table]) > 0
+        for row, expected in zip(stored[table], found[table], strict=True):
+            assert all(same(row[key], expected[key]) for key in expected), (table, row, expected)
+    told = json.loads((RESULTS / claim / "study.json").read_text())
+    assert tuple(told["models"]) == ORGANISMS and all(run["state"] == "finished" for run in told["runs"])
+    page, summary = ((RESULTS / claim / name).read_text() for name in ("report.html", "summary.md"))
+    assert stored["hash"] in page and stored["verdict"][0]["verdict"] in summary.lower()
+
+
+def test_the_page_on_worlds_has_every_model():
+    text = (RESULTS / "worlds.md").read_text()
+    assert all(name in text for name in (*ORGANISMS, UNROUTED))
