@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -51,11 +52,12 @@ class Setting:
     progress: bool = False
 
 
-class Recipe(BaseModel):
+class Recipe(BaseModel, ABC):
     """A recipe's settings, in plain types; `build` makes the trainer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @abstractmethod
     def build(self, setting: Setting) -> Any:
         """A trainer with a `train()` method whose optimizer is a torch optimizer.
 
@@ -63,7 +65,6 @@ class Recipe(BaseModel):
             ConfigError: settings that the trainer refuses.
             DataError: samples that this recipe cannot train on.
         """
-        raise NotImplementedError(f"recipe {type(self).__name__} has no build()")
 
 
 def register(name: str) -> Callable[[type[Recipe]], type[Recipe]]:
