@@ -93,6 +93,7 @@ class Claim(BaseModel):
         delta: smallest effect of interest.
         prediction: which way the statement says that the statistic goes.
         nulls: names of the null readings of the same statistic whose intervals must lie inside ± delta.
+        null_definitions: what each of them is, by name.
         gates: what must hold before there is a verdict.
         exclusions: what is left out, and listed.
     """
@@ -107,6 +108,7 @@ class Claim(BaseModel):
     delta: float = Field(gt=0, allow_inf_nan=False)
     prediction: Literal["greater"] = "greater"
     nulls: tuple[str, ...]
+    null_definitions: dict[str, str] = Field(default_factory=dict)
     gates: tuple[Threshold, ...]
     exclusions: tuple[str, ...]
 

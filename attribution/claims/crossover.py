@@ -231,59 +231,64 @@ class Crossover:
         return {name: known[name]() for name in self.claim.nulls}
 
     def partitions(self) -> pd.DataFrame:
-        """The contrast of every wrong partition in every organism: model, partition, contrast, before_A, before_B, void."""
+        """The contrast of every wrong partition in every organism, in units of the real mechanisms' influences.
+
+        Columns: model, partition, contrast, before_A, before_B (of the wrong sets, nats), size (mean of their absolute
+        influences, each as a fraction of the real one's).
+        """
         real = organism_means(self.pairs, ["before_A", "before_B"])
         rows = []
-        for partition in _partition_names(self._rows["set"].unique(), self.claim.cell.mechanisms):
-            first, second = self.claim.cell.mechanisms
-            table = self._table((f"{partition} {first}", f"{partition} {second}"), control=False)
-            means = organism_means(table, ["contrast", "before_A", "before_B"])
-            rows += [
-                {"model": model, "partition": partition, **values, "void": self._weak(values, real.loc[str(model)])}
-                for model, values in means.to_dict("index").items()
-            ]
-        return pd.DataFrame(rows, columns=["model", "partition", "contrast", "before_A", "before_B", "void"])
+        for partition, sets in self._wrong_sets().items():
+            for model, values in organism_means(self._table(sets, control=False), [*DELTAS, "before_A", "before_B"]).iterrows():
+                scale = real.loc[str(model)]
+                rows.append({
+                    "model": model, "partition": partition, "contrast": contrast({**values, **scale}),
+                    "before_A": values["before_A"], "before_B": values["before_B"], "size": _size(values, scale),
+                })  # fmt: skip
+        return pd.DataFrame(rows, columns=["model", "partition", "contrast", "before_A", "before_B", "size"])
+
+    def _wrong_sets(self) -> dict[str, tuple[str, str]]:
+        first, second = self.claim.cell.mechanisms
+        names = _partition_names(self._rows["set"].unique(), self.claim.cell.mechanisms)
+        return {name: (f"{name} {first}", f"{name} {second}") for name in names}
 
     def _wrong_partitions(self) -> Null:
-        rows, needed = self.partitions(), self.claim.cell.partitions
-        valid = rows[~rows["void"].astype(bool)]
-        unit = "organism, mean over its wrong partitions"
-        interval = t_interval((g["contrast"].to_numpy().mean() for _, g in valid.groupby("model")), unit=unit)
-        counts = valid["model"].value_counts().reindex(self.pairs["model"].unique(), fill_value=0)
-        short = counts[counts < needed]
-        if short.empty and len(counts):
-            return Null(interval)
-        if rows.empty:
-            return Null(interval, "no wrong partition was measured")
+        rows = self.partitions()
+        means = rows.groupby("model", sort=False)[["contrast", "size"]].agg(lambda values: values.mean(skipna=False))
+        means = means.reindex(self.pairs["model"].unique())
+        interval = t_interval(means["contrast"], unit="organism, mean over its wrong partitions")
+        counts = rows["model"].value_counts().reindex(means.index, fill_value=0)
         return Null(
-            interval,
-            f"{len(rows) - len(valid)} of {len(rows)} wrong partitions have an influence before under "
-            f"{self.claim.cell.void_below:.0%} of the real mechanism's, which leaves fewer than {needed} in "
-            f"{len(short)} of {len(counts)} organisms",
+            interval, self._void(means["size"].min(skipna=False), int(counts.min()) if len(counts) else 0, "wrong partitions")
         )
 
     def _unrouted(self) -> Null:
-        """The control's contrast, meaned over partitions: there its halves are no more than one partition among others."""
-        first, second = self.claim.cell.mechanisms
-        names = _partition_names(self._rows["set"].unique(), self.claim.cell.mechanisms)
-        partitions = [(first, second), *((f"{name} {first}", f"{name} {second}") for name in names)]
-        tables = [self._table(sets, control=True) for sets in partitions]
+        """The control's contrast, meaned over partitions: there its halves are no more than one partition among others.
+
+        In units of the organisms' mean influences, since the control has no mechanisms of its own.
+        """
+        sets = {"halves": self.claim.cell.mechanisms, **self._wrong_sets()}
+        tables = [self._table(pair, control=True) for pair in sets.values()]
         if tables[0].empty:
             return Null(t_interval((), unit=BASE_ONLY), "the control has no matched pair of arms")
-        real = self.organisms()[["before_A", "before_B"]].mean(skipna=False).to_dict()
-        kept = [t for t in tables if not self._weak(t[["before_A", "before_B"]].mean(skipna=False).to_dict(), real)]
-        read = pd.concat([tables[0].iloc[:0], *kept])
-        means = read.groupby("seed")["contrast"].agg(lambda contrasts: contrasts.mean(skipna=False))
-        unit = f"{BASE_ONLY}, mean over {len(kept)} partitions"
-        interval = t_interval(means, unit=unit)
-        needed = self.claim.cell.partitions
-        if len(kept) < needed:
-            return Null(
-                interval,
-                f"{len(tables) - len(kept)} of {len(tables)} partitions of the control have an influence before under "
-                f"{self.claim.cell.void_below:.0%} of the real mechanisms', which leaves fewer than {needed}",
-            )
-        return Null(interval)
+        scale = self.organisms()[["before_A", "before_B"]].mean(skipna=False)
+        rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
+        rows = rows.assign(
+            contrast=[contrast({**row, **scale}) for row in rows.to_dict("records")],
+            size=[_size(row, scale) for row in rows.to_dict("records")],
+        )
+        means = rows.groupby("seed")[["contrast", "size"]].agg(lambda values: values.mean(skipna=False))
+        interval = t_interval(means["contrast"], unit=f"{BASE_ONLY}, mean over {len(tables)} partitions")
+        return Null(interval, self._void(means["size"].min(skipna=False), len(tables), "partitions of the control"))
+
+    def _void(self, size: float, count: int, which: str) -> str:
+        """Why a null that is a mean over partitions says nothing: too few of them, or too little influence to lose."""
+        needed, least = self.claim.cell.partitions, self.claim.cell.void_below
+        if count < needed:
+            return f"{count or 'no'} {which} were measured, {needed} are needed"
+        if not size >= least:
+            return f"the sets have {size:.0%} of the real mechanisms' influence before, {least:.0%} is needed"
+        return ""
 
     def _identical(self) -> Null:
         """Disjoint pairs of seeds of one arm, as if the first were arm A and the second arm B."""
@@ -302,16 +307,17 @@ class Crossover:
         void = "" if rows else "it needs two seeds of an arm that can be matched"
         return Null(Interval(interval.mean, interval.low, interval.high, interval.n, unit), void)
 
-    def _weak(self, before: Mapping[str, float] | pd.Series, real: Mapping[str, float] | pd.Series) -> bool:
-        """Whether a set had so little influence before that a change of it could not show."""
-        return any(not abs(before[key]) >= self.claim.cell.void_below * abs(real[key]) for key in ("before_A", "before_B"))
-
 
 def contrast(row: Mapping[str, float]) -> float:
     """[dI_A(arm A) - dI_A(arm B)] / I_A(0) + [dI_B(arm B) - dI_B(arm A)] / I_B(0); NaN where an influence before is 0."""
     if not (row["before_A"] and row["before_B"]):
         return np.nan
     return (row["A_in_A"] - row["A_in_B"]) / row["before_A"] + (row["B_in_B"] - row["B_in_A"]) / row["before_B"]
+
+
+def _size(before: Mapping[str, float] | pd.Series, real: Mapping[str, float] | pd.Series) -> float:
+    """Mean of two absolute influences, each as a fraction of the real mechanism's."""
+    return sum(abs(before[key]) / abs(real[key]) if real[key] else np.nan for key in ("before_A", "before_B")) / 2
 
 
 def _no_loss(change: float) -> float:

@@ -78,10 +78,7 @@ _NULLS = (
     "The same statistic where no located effect can be: its whole interval must lie inside ±δ. A void null could not show one "
     "(too little influence before, or too few runs); it is no evidence, and without it a claim is not supported."
 )
-_PARTITIONS = (
-    "Members of the two sets, reassigned keeping kind, layer and number. Those with too little influence before are void and "
-    "do not enter the mean."
-)
+_PARTITIONS = "XXdo not enter the mean."
 _SECONDARY = (
     "Each reading differs from the primary one in one thing. The words are what the same rule would say to it; only the "
     "primary reading gives the verdict. If matching by KL and by gain give different words, the verdict is inconclusive."

@@ -243,6 +243,7 @@ def declared(finding: Finding) -> Table:
         "prediction": claim.get("prediction"),
         "hash": f"{finding.hash} ({'of the claim as printed here' if same else 'NOT of the claim as printed here'})",
         "nulls that must lie inside ±δ": ", ".join(claim.get("nulls", [])),
+        **{f"null: {name}": meaning for name, meaning in claim.get("null_definitions", {}).items()},
         **{f"cell: {_CELL.get(key, key)}": _cell(value) for key, value in cell.items()},
     }
     return Table(["", ""], [[key, shown(value, 1000)] for key, value in rows.items() if value not in (None, "")])
@@ -257,7 +258,7 @@ _CELL = {
     "fraction": "matched at this fraction of the smallest maximum",
     "control": "control without located mechanisms",
     "partitions": "wrong partitions needed per organism",
-    "void_below": "a null is void under this fraction of the influence before",
+    "void_below": "a null is void if its sets have less than this fraction of the influence before",
 }
 
 
@@ -329,11 +330,11 @@ def partitions(finding: Finding) -> Table:
     names = finding.cell.get("mechanisms", ["A", "B"])
     rows = [
         [shown(row["model"]), shown(row["partition"]), signed(row["contrast"]), signed(row["before_A"]),
-         signed(row["before_B"]), yes(row["void"])]
+         signed(row["before_B"])]
         for row in table.to_dict("records")
     ]  # fmt: skip
     before = [f"I of its {shown(name, 20)} before" for name in names]
-    return Table(["organism", "partition", "contrast", *before, "void"], rows, (1, 5))
+    return Table(["organism", "partition", "contrast", *before], rows, (1,))
 
 
 def secondary(finding: Finding) -> Table:
@@ -386,9 +387,8 @@ def watched(record: Record) -> list[str]:
 
 
 def partition_means(finding: Finding) -> dict[str, float]:
-    """Mean contrast of the wrong partitions of each organism that are not void: the values behind their interval."""
+    """Mean contrast of the wrong partitions of each organism: the values behind their interval."""
     table = finding.table("partitions")
     if table.empty or WRONG_PARTITIONS not in finding.claim.get("nulls", []):
         return {}
-    valid = table[table["void"].astype(float) == 0]
-    return valid.groupby("model")["contrast"].mean().to_dict()
+    return table.groupby("model")["contrast"].mean().to_dict()

@@ -13,7 +13,7 @@ from attribution.mechanisms import halves, write_mechanisms, wrong_partition
 from attribution.samples import Sample, write_samples
 from attribution.worlds import planted
 
-ORGANISMS = ("planted/21", "planted/22", "planted/23", "planted/24", "planted/25")
+ORGANISMS = ("planted/31", "planted/32", "planted/33", "planted/34", "planted/35")
 UNROUTED = "planted/unrouted"
 WRONG, WRONG_EVERY = 8, 3  # wrong partitions, averaged as one null, and every how many steps they are read
 STEPS, TRAINED, PROBED = 12, 384, 64

@@ -199,7 +199,9 @@ def test_an_inconclusive_study_says_so_and_a_null_that_was_not_measured_is_named
     markup = page_of(build_study(tmp_path / "study", frames))
     assert '<div class="verdict open"><p class="big">Inconclusive</p>' in markup
     assert "No wrong partition was measured." in section(markup, "nulls")
-    assert "the null “wrong partitions” says nothing: no wrong partition was measured." in section(markup, "missing")
+    assert "the null “wrong partitions” says nothing: no wrong partitions were measured, 4 are needed." in section(
+        markup, "missing"
+    )
 
 
 def test_one_organism_has_no_interval_and_draws_none(build_study, made_frames, tmp_path):
