@@ -70,8 +70,6 @@ def _study(given: list[str]) -> None:
             full: of an embedded study, more steps and probes, and grafts of single components.
             out: directory that holds studies.
         """
-        import time
-
         from attribution.errors import RunError
         from attribution.reports import study_report
         from attribution.study import Study, conclude, embedded, run_study
@@ -79,11 +77,10 @@ def _study(given: list[str]) -> None:
         for name, count in (("seeds", seeds), ("organisms", organisms), ("slots", slots)):
             if count is not None and count < 1:
                 raise ConfigError(f"{count} {name} asked for; expected at least 1")
-        begun = time.time()
         found = Study.read(study) if study.endswith(".json") else embedded(study, out, full=full)
         found = found.only(seeds=seeds, models=organisms, arms=arms)
         failed = run_study(found, out, slots=slots, tell=_tell)
-        page = study_report(conclude(found, out, failed, round(time.time() - begun, 1)))
+        page = study_report(conclude(found, out, failed))
         print(page)
         if failed:
             job, error = next(iter(failed.items()))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -160,9 +160,7 @@ def run_study(
     return failed
 
 
-def conclude(
-    study: Study, root: str | os.PathLike[str], failed: Mapping[Job, str] | None = None, seconds: float | None = None
-) -> Path:
+def conclude(study: Study, root: str | os.PathLike[str], failed: Mapping[Job, str] | None = None) -> Path:
     """Collect what the finished runs recorded, judge the study's claims, and write both beside the runs.
 
     Writes study.json, frames/*.parquet and findings.json into the study's directory, and returns it.
@@ -190,19 +188,24 @@ def conclude(
         except RunError as error:  # a study of some arms alone
             not_judged[claim] = str(error)
     write_json(place / "findings.json", findings)
+    runs = [_told(job, place) for job in jobs(study, root)]
     write_json(place / "study.json", {
         "name": study.name, "arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds),
-        "seconds": seconds, "versions": versions(), "runs": [_told(job, place) for job in jobs(study, root)],
+        "seconds": round(sum(run["seconds"] for run in runs), 1), "versions": versions(), "runs": runs,
         "not_judged": not_judged,
     })  # fmt: skip
     return place
 
 
-def _told(job: Job, place: Path) -> dict[str, object]:
-    status = read_run(job.path).status if (job.path / "status.json").exists() else {"state": "not run"}
+def _told(job: Job, place: Path) -> dict[str, Any]:
+    """One run as study.json lists it; seconds are those from the start of its training to its end."""
+    begun = (job.path / "status.json").exists()
+    status = read_run(job.path).status if begun else {"state": "not run"}
+    result = read_run(job.path).result if begun else None
     return {
         "arm": job.arm, "model": job.config.model, "seed": job.config.seed, "path": str(job.path.relative_to(place)),
         "state": status.get("state", "unknown"), "steps": status.get("steps", status.get("step", 0)),
+        "seconds": result["seconds"] if result else 0.0,
     }  # fmt: skip
 
 

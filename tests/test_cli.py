@@ -107,7 +107,7 @@ def test_a_study_file_runs_every_arm_with_every_seed_and_ends_with_the_page(tmp_
 
     done = []
     monkeypatch.setattr(study, "run_study", lambda found, out, **_: done.extend(study.jobs(found, out)) or {})
-    monkeypatch.setattr(study, "conclude", lambda found, out, failed, seconds: tmp_path / found.name)
+    monkeypatch.setattr(study, "conclude", lambda found, out, failed: tmp_path / found.name)
     monkeypatch.setattr(reports, "study_report", lambda place: place / "report.html", raising=False)
     arm = {"data": "d.jsonl", "probes": ["p.jsonl"]}
     arms = {"A": arm, "B": {**arm, "metric": "log_prob"}}

@@ -38,7 +38,7 @@ def test_arms_differ_in_their_contexts_and_in_nothing_else(planted_study):
 
 def test_probes_are_of_problems_that_no_arm_trains_on(planted_study):
     for config in planted_study.arms.values():
-        tokenizer = load("planted/21").tokenizer
+        tokenizer = load("planted/31").tokenizer
         training = read_samples(config.data)
         encode(tokenizer, training)
         assert set(problems(training)) == set(grammar.TRAINING)
@@ -55,12 +55,12 @@ def test_the_embedded_study_is_the_same_each_time_and_has_its_runs(tmp_path, pla
     assert len(every) == 5 * 5 * 2 + 2 * 2
     assert len({job.path for job in every}) == len(every)
     assert Counter(job.config.model for job in every)["planted/unrouted"] == 4
-    singles = Counter((job.arm, job.config.seed, job.config.singles) for job in every if job.config.model == "planted/21")
+    singles = Counter((job.arm, job.config.seed, job.config.singles) for job in every if job.config.model == "planted/31")
     assert singles["A", 0, "all"] == singles["B", 0, "end"] == singles["A", 1, "heads"] == singles["both", 0, "heads"] == 1
 
 
 def test_wrong_partitions_of_the_study_are_of_the_same_shape(planted_study):
-    right = read_mechanisms(locate("planted/21"))
+    right = read_mechanisms(locate("planted/31"))
     wrong = read_mechanisms(planted_study.arms["A"].compared)
     assert set(wrong) == {f"wrong-{k} {name}" for k in range(1, 9) for name in "AB"}
     shape = {name: table.groupby(["kind", "layer"]).size() for name, table in right.items()}
@@ -79,7 +79,7 @@ def test_the_full_study_is_longer(tmp_path, name):
 
 def test_a_study_is_cut_to_what_is_asked(planted_study):
     small = planted_study.only(seeds=1, models=2, arms=("A", "B"))
-    assert (small.seeds, small.models, list(small.arms)) == ((0,), ("planted/21", "planted/22"), ["A", "B"])
+    assert (small.seeds, small.models, list(small.arms)) == ((0,), ("planted/31", "planted/32"), ["A", "B"])
     assert len(list(jobs(small, "runs"))) == 2 * 2 + 2
     for wrong, named in (({"seeds": 0}, "0 seeds"), ({"models": 0}, "0 models"), ({"arms": ("C",)}, "unknown arm 'C'")):
         with pytest.raises(ConfigError, match=named):
@@ -107,7 +107,7 @@ def small(tmp_path, **changes) -> Study:
         )  # fmt: skip
 
     arms = {"A": arm(files["A"]), "B": arm(files["B"])}
-    return Study(**{"name": "small", "arms": arms, "models": ("planted/21",), "claims": ("boost",), **changes})
+    return Study(**{"name": "small", "arms": arms, "models": ("planted/31",), "claims": ("boost",), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +155,10 @@ def test_finished_runs_are_kept(done):
 @pytest.mark.slow
 def test_a_study_is_concluded_with_what_it_shows(done):
     study, root, _, _ = done
-    place = conclude(study, root, seconds=1.5)
+    place = conclude(study, root)
     told = json.loads((place / "study.json").read_text())
-    assert [run["state"] for run in told["runs"]] == ["finished", "finished"] and told["seconds"] == 1.5
+    assert [run["state"] for run in told["runs"]] == ["finished", "finished"]
+    assert told["seconds"] == pytest.approx(sum(run["seconds"] for run in told["runs"]), abs=0.1) and told["seconds"] > 0.5
     findings = json.loads((place / "findings.json").read_text())
     assert findings[0]["claim"]["id"] == "boost"
     assert findings[0]["verdict"][0]["verdict"] == "not testable here"  # one organism, two steps

@@ -171,7 +171,7 @@ def _provenance(record: Record) -> str:
         "models": ", ".join(map(str, told.get("models") or [])),
         "arms": ", ".join(record.arms),
         "seeds": ", ".join(map(str, told.get("seeds") or [])),
-        "seconds": "" if seconds is None else tables.number(seconds, 5),
+        "seconds of all runs, added up": "" if seconds is None else tables.number(seconds, 5),
         **{f"version of {name}": str(version) for name, version in (told.get("versions") or {}).items()},
         **{f"hash of claim {finding.name}": finding.hash for finding in record.findings},
     }
