@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CAUSE_SAMPLES = 64  # training samples on which causes are measured by exact ablation, spread over the file
 GRAFTED_NEURONS, GRAFTED_ROWS = 16, 24  # of a layer, and in all, by |update share| on each probe set
+_CAUSES = {"all": "every component", "heads": "every head", "end": "every head"}  # whose cause is measured, by `singles`
 _NOT_IN_THE_HASH = {"seed", "device", "inputs"}
 
 
@@ -193,7 +194,7 @@ def run(
         tell(line)
 
     try:
-        stage(f"ablating {config.singles} on {len(watched[0].samples)} training samples, before training")
+        stage(f"ablating {_CAUSES[config.singles]} on {len(watched[0].samples)} training samples, before training")
         causes = _causes(config, model, tokenizer, watched[0].samples, progress)
         writer.add("influence", causes.table.assign(step=0, probe=TRAINING))
         writer.flush()
