@@ -9,7 +9,7 @@ from attribution.errors import ConfigError, DataError, ModelError
 from attribution.metrics import log_odds
 from attribution.models import load
 from attribution.samples import collate, encode
-from attribution.updates.graft import graft, swapped
+from attribution.updates.graft import graft, graft_sets, swapped
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,41 @@ def test_models_that_do_not_correspond_and_missing_probes_are_refused(recorded, 
     bare = probes[0].model_copy(update={"samples": tuple(s.model_copy(update={"contrast": ()}) for s in probes[0].samples)})
     with pytest.raises(DataError, match="contrast"):
         graft(base, base, {"x": [("head", 0, 0)]}, tokenizer=recorded["tokenizer"], probes=[bare], metric="logit_difference")
+
+
+def test_grafts_of_sets_while_another_is_ablated(recorded, base, probes):
+    tuned, tokenizer, probe = recorded["model"], recorded["tokenizer"], probes[0]
+    sets = {"A": [("head", 0, 0), ("head", 1, 2)], "B": [("neuron", 3, i) for i in range(40)]}
+    found = graft_sets(base, tuned, sets, tokenizer=tokenizer, probes=[probe]).set_index(["set", "ablated"])["graft"]
+    assert len(found) == 3 * 3
+    alone = graft(base, tuned, {**sets, "remainder": "remainder"}, tokenizer=tokenizer, probes=[probe]).set_index("set")[
+        "graft"
+    ]
+    batch = collate(encode(tokenizer, probe.samples))
+
+    def level_without_a(model) -> float:  # by hooks of this test's own: head 0 of layer 0 and head 2 of layer 1 are silent
+        def silence(start):
+            def hook(_module, args):
+                value = args[0].clone()
+                value[..., start : start + 32] = 0
+                return (value,)
+
+            return hook
+
+        layers = model.model.layers
+        handles = [layers[0].self_attn.o_proj.register_forward_pre_hook(silence(0)),
+                   layers[1].self_attn.o_proj.register_forward_pre_hook(silence(64))]  # fmt: skip
+        with torch.no_grad():
+            value = log_odds(scored_logits(Components(model).parts, batch), batch).mean().item()
+        for handle in handles:
+            handle.remove()
+        return value
+
+    before, after = Components(base), Components(tuned)
+    for name in ("A", "B", "remainder"):
+        assert found[name, ""] == pytest.approx(alone[name], abs=1e-6) and abs(alone[name]) > 1e-4
+        mask = before.remainder_mask if name == "remainder" else before.group_mask(before.positions(sets[name]))
+        start = level_without_a(base)
+        with swapped(before, after, mask):
+            assert found[name, "A"] == pytest.approx(level_without_a(base) - start, abs=1e-6)
+    assert found["A", "A"] == 0  # what is silent cannot help

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.causes import attribute
+from attribution.causes import ablate, attribute
 from attribution.components import Components
 from attribution.errors import ConfigError, RecordError, RunError
 from attribution.models import load
@@ -318,3 +318,34 @@ def test_an_optimizer_that_writes_into_gradients_is_noticed(tmp_path, fresh, loo
     run = read_run(tmp_path / "run")
     assert run.steps["grad_dot_update"].isna().all()
     assert any("writes into the gradients" in line for line in json.loads((run.path / "meta.json").read_text())["not_measured"])
+
+
+def test_named_sets_are_read_when_and_where_they_were_asked_for(tmp_path, fresh, loop, training, probes):
+    model, tokenizer = fresh
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    sets = {"mine": [("head", 1, 0), ("neuron", 0, 3)]}
+    watched = [ProbeSet(name="watched", samples=probes[1].samples)]
+    recorder = Recorder(
+        tmp_path / "run", probes=probes, tokenizer=tokenizer, milestones="ends", everything=False, sets=sets,
+        compared={"other": [("head", 2, 1)]}, compared_every=2, primary_only=True, singles="end", watched=watched,
+    )  # fmt: skip
+    with recorder.attach(model, optimizer):
+        loop(model, tokenizer, training, optimizer, 3)
+    run = read_run(tmp_path / "run")
+    first, second = (probe.name for probe in probes)
+    found = {(str(row.probe), str(row.set), int(row.step)) for row in run.sets.itertuples()}
+    assert found == {(p, "mine", s) for p in (first, second) for s in range(4)} | {(first, "other", s) for s in (0, 2)}
+    base = load("planted/unrouted")
+    for step, now in ((0, base.model), (3, model)):
+        expected = ablate(now, tokenizer, probes[0].samples, sets).iloc[0]
+        row = run.sets[(run.sets["set"] == "mine") & (run.sets["step"] == step) & (run.sets["probe"] == first)].iloc[0]
+        assert abs(expected["effect"]) > 1e-3
+        assert row["effect"] == pytest.approx(expected["effect"], abs=1e-5)
+        assert row["kl"] == pytest.approx(expected["kl"], abs=1e-5)
+        assert (row["effect_even"] + row["effect_odd"]) / 2 == pytest.approx(row["effect"], abs=1e-5)
+    kinds = {(int(s), str(p)): set(g["kind"]) for (s, p), g in run.influence.groupby(["step", "probe"], observed=True)}
+    assert kinds == {(0, first): {"head"}, (0, second): {"head"}, (3, first): {"head", "neuron", "row"}, (3, second): {"head"}}
+    seen = run.probes[run.probes["probe"] == "watched"].set_index("step")
+    read = run.probes[run.probes["probe"] == second].set_index("step")  # the same samples, by the same metric
+    assert seen["metric"].to_numpy() == pytest.approx(read["metric"].to_numpy(), abs=1e-5)
+    assert seen["kl"].to_numpy() == pytest.approx(read["kl"].to_numpy(), abs=1e-6) and seen["change"].isna().all()
