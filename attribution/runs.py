@@ -47,7 +47,9 @@ class RunConfig(BaseModel):
             comes with mechanisms of its own.
         compared: JSON file of further named sets, ablated like those and not grafted; wrong partitions, say.
         compared_every: at every how many steps compared sets are ablated.
-        primary_only: ablate compared sets, and single neurons and rows, on the first probe set alone.
+        beside: further readings of the influence of `sets`, at the steps of `compared`: with the mean over counterfactuals, of
+            the model as it is (mean) or was at the start (base mean), or with the norms of output weights before training.
+        primary_only: ablate compared sets, single neurons and rows, and read `beside`, on the first probe set alone.
         singles: which components are ablated one at a time: all, heads alone, or heads and, after the last step, all.
         grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets.
         metric: what is read of a response: log_odds, log_odds_per_token, log_prob or logit_difference.
@@ -74,6 +76,7 @@ class RunConfig(BaseModel):
     sets: str | None = None
     compared: str | None = None
     compared_every: int = Field(default=1, ge=1)
+    beside: tuple[Literal["mean", "base mean", "norms before training"], ...] = ()
     primary_only: bool = False
     singles: Literal["all", "heads", "end"] = "all"
     grafts: Literal["all", "heads", "sets"] = "all"
@@ -245,7 +248,7 @@ def _check_readable(
     Recorder("", probes=probes, watched=watched, metric=config.metric, milestones=config.milestones)
     components = Components(model)
     for probe in probes:
-        ProbeReader(probe, components, tokenizer, config.metric, config.reference)
+        ProbeReader(probe, components, tokenizer, config.metric, config.reference, beside=config.beside)
     for each in watched:
         Watch(each, components, tokenizer)
     for members in sets.values():
@@ -311,8 +314,7 @@ def _train(
         writer, probes=probes, tokenizer=tokenizer, metric=config.metric, reference=config.reference,
         milestones=config.milestones, everything=config.everything, batch_after=config.batch_after,
         share_passes=config.share_passes, sets=sets[0], compared=sets[1], compared_every=config.compared_every,
-        primary_only=config.primary_only,
-        watched=watched, singles=config.singles,
+        beside=config.beside, primary_only=config.primary_only, watched=watched, singles=config.singles,
     )  # fmt: skip
     setting = Setting(model, tokenizer, encoded, config.seed, writer.path / "trainer", [callback], progress)
     trainer = config.training.build(setting)

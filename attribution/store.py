@@ -41,6 +41,9 @@ FORMAT = 1
 _TEMPORARY = ".tmp-"
 BATCH = "batch"  # the name under which the training batch stands among the probe sets
 TRAINING = "training samples"  # and the samples of the training file on which causes were measured before training
+# Other readings of a set's influence, beside that with the run's own reference
+OWN_MEAN, BASE_MEAN, NORMS_KEPT = "mean", "base mean", "norms before training"
+BESIDE = (OWN_MEAN, BASE_MEAN, NORMS_KEPT)
 
 _KEY = {
     "step": "optimizer steps done after this row's update (1 … T); in `probes` and `influence` 0 is the start",
@@ -97,6 +100,9 @@ COLUMNS: dict[str, dict[str, str]] = {
         "step": _KEY["step"],
         "probe": _KEY["probe"],
         "set": "name of a set of components, ablated jointly",
+        "reference": "what replaces the ablated activations: zero, mean (over counterfactuals, of the model as it is), "
+        "resample; base mean: that of the model at the start; norms before training: the run's own reference, while every "
+        "component's output weights are scaled to their norm at the start",
         "effect": "metric(intact) - metric(set ablated), mean over the probe set",
         "effect_even": "the same over samples 0, 2, 4, …",
         "effect_odd": "the same over samples 1, 3, 5, …",
@@ -379,7 +385,7 @@ def _narrow(rows: pd.DataFrame) -> pd.DataFrame:
             rows[column] = rows[column].astype("int16")
         elif column in ("step", "index"):
             rows[column] = rows[column].astype("int32")
-        elif column in ("probe", "kind", "part", "set", "ablated"):
+        elif column in ("probe", "kind", "part", "set", "ablated", "reference"):
             rows[column] = rows[column].astype("category")
         elif column not in ("resolved",):
             rows[column] = pd.to_numeric(rows[column]).astype("float32" if column != "passes" else "Int32")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
+from attribution.claims import LEDGER
 from attribution.reports import study_report
 from attribution.study import conclude, embedded, run_study
 from attribution.worlds.studies import UNROUTED
@@ -49,6 +50,7 @@ def pilot_gates(place: Path) -> str:
     signs = {("agree", "A"): 1, ("agree", "B"): 1, ("conflict", "A"): 1, ("conflict", "B"): -1}
     mix = {"agree": 1 / 3, "conflict": 2 / 3}
     sets, grafts = (pd.read_parquet(place / "frames" / f"{name}.parquet") for name in ("sets", "set_grafts"))
+    sets = sets[sets["reference"] == LEDGER["boost"].cell.reference]
     last = sets["step"].max()
     ends = sets[sets["step"].isin([0, last])].assign(value=sets["effect"].where(sets["step"] == last, -sets["effect"]))
     change = ends.groupby(["model", "seed", "arm", "probe", "set"], as_index=False)["value"].sum()

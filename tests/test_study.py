@@ -32,7 +32,7 @@ def test_arms_differ_in_their_contexts_and_in_nothing_else(planted_study):
     assert replies["A"] == replies["B"] == replies["both"] == replies["none"] == replies["lr0"]
     assert len({tuple(s.prompt for s in found) for found in arms.values()}) == 4  # lr0 is A
     assert planted_study.arms["lr0"].training.learning_rate == 0
-    configs = [config.model_dump(exclude={"data", "compared", "training"}) for config in planted_study.arms.values()]
+    configs = [config.model_dump(exclude={"data", "compared", "beside", "training"}) for config in planted_study.arms.values()]
     assert all(config == configs[0] for config in configs)
 
 

@@ -16,6 +16,7 @@ from attribution.claims.frames import Frames, checked
 from attribution.claims.recruitment import recruitment
 from attribution.claims.statistics import Interval, over_organisms
 from attribution.claims.verdict import (
+    INCONCLUSIVE,
     REVERSED,
     SPARED,
     SUPPORTED,
@@ -29,9 +30,8 @@ from attribution.claims.verdict import (
     spared,
 )  # fmt: skip
 from attribution.errors import ConfigError
+from attribution.store import NORMS_KEPT, OWN_MEAN
 
-OWN_MEAN = "mean"  # the reference shown beside the primary one; where they differ in sign there is no support
-NORMS_KEPT = "norms before training"  # output weights rescaled to their norm before training
 _INTERVAL = ["mean", "low", "high", "n", "unit"]
 
 
@@ -45,6 +45,13 @@ class Reading:
     gates: list[Gate]
     nulls: dict[str, Null]
     verdict: Verdict
+
+    @property
+    def lacks_only_nulls(self) -> bool:
+        """Whether nothing stands in the way of support but nulls that say nothing here, unmeasured ones first of all."""
+        delta = self.crossover.claim.delta
+        open_ = self.verdict.word == INCONCLUSIVE and self.estimate.low > delta
+        return open_ and all(null.void or null.inside(delta) for null in self.nulls.values())
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def crossover_finding(claim: Claim, frames: Frames) -> Finding:
         verdict = across_references(verdict, primary.estimate, own_mean.estimate)
     sentence = _sentence(claim, primary, verdict)
     norms = by_view.get(View(cell.probes, cell.matching, NORMS_KEPT))
-    if norms and verdict.word == SUPPORTED and norms.verdict.word != SUPPORTED:
+    if norms and verdict.word == SUPPORTED and not norms.estimate.low > claim.delta:
         sentence += f" It rests on growth of norms: with the norms before training it is {norms.estimate}."
     sentence += _other_words(primary, others)
     return Finding(
@@ -202,8 +209,14 @@ def _sentence(claim: Claim, primary: Reading, verdict: Verdict) -> str:
 
 def _other_words(primary: Reading, others: list[Reading]) -> str:
     """The readings to which the same rule gives another word than to the primary one: they belong beside the verdict."""
-    words = [f"{r.verdict.word} ({r.estimate}) on {r.view.name}" for r in others if r.verdict.word != primary.verdict.word]
-    return f" The same rule says: {'; '.join(words)}." if words else ""
+    differing = [r for r in others if r.verdict.word != primary.verdict.word]
+    bare = [r for r in differing if r.lacks_only_nulls]
+    words = [f"{r.verdict.word} ({r.estimate}) on {r.view.name}" for r in differing if r not in bare]
+    text = f" The same rule says: {'; '.join(words)}." if words else ""
+    if bare:
+        named = "; ".join(f"{r.estimate} on {r.view.name}" for r in bare)
+        text += f" Above δ too, but without nulls of its own, is the contrast {named}."
+    return text
 
 
 def _secondary(readings: list[Reading]) -> pd.DataFrame:

@@ -155,8 +155,8 @@ def influence(record: Record, colours: Mapping[str, str], finding: Finding | Non
     names = list(cell.get("mechanisms") or [name for name in sets["set"].unique() if not str(name).startswith("wrong-")][:4])
     signs = dict(zip(names, cell.get("signs", {}).get(probe, [1] * len(names)), strict=False))
     rows = sets[(sets["probe"] == probe) & sets["set"].isin(names)]
-    if "reference" in rows and cell.get("reference"):
-        rows = rows[rows["reference"] == cell["reference"]]
+    if "reference" in rows and len(rows):
+        rows = rows[rows["reference"] == (cell.get("reference") or rows["reference"].iloc[0])]
     if rows.empty:
         raise RunError(f"Influence on {shown(probe)} was not recorded.")
     titles = [f"influence of {label(shown(name, 40))} on {label(shown(probe, 40))}" for name in names]

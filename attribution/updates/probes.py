@@ -6,7 +6,7 @@ nothing about the training batch or about files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from attribution.capture import evaluating, scored_logits
 from attribution.causes import BATCH_SIZE, batches_with_values
 from attribution.causes.ablation import ablate_each, ablate_sets
-from attribution.causes.reference import check_reference
+from attribution.causes.reference import Values, check_reference, mean_activations
 from attribution.components import Components
 from attribution.metrics import check_scorable, kl, log_odds, metric_named
 from attribution.samples import Batch, ProbeSet, batches, encode
+from attribution.store import BASE_MEAN, NORMS_KEPT, OWN_MEAN
+from attribution.updates.norms import OutputNorms
 from attribution.updates.share import PASSES, Path, Reading, Shares, read, shares
 
 
@@ -77,6 +79,7 @@ class ProbeReader:
         metric: name of the metric.
         reference: what ablated activations are replaced by; values come from the model as it is at the time.
         passes: gradient evaluations allowed for one step's shares.
+        beside: further readings of the influence of sets, of `store.BESIDE`.
 
     Raises:
         DataError: samples that cannot be encoded, scored or aligned.
@@ -90,12 +93,16 @@ class ProbeReader:
         metric: str,
         reference: str = "zero",
         passes: int = PASSES,
+        beside: Sequence[str] = (),
     ):
         self.name, self.components, self.reference, self.passes = probe.name, components, reference, passes
+        self.beside = tuple(beside)
         context = getattr(components.parts.model.config, "max_position_embeddings", None)
         self._encoded = encode(tokenizer, probe.samples, context=context)
         self._others = encode(tokenizer, probe.counterfactuals, context=context) if probe.counterfactuals else None
         check_reference(reference, self._encoded, self._others)
+        if {OWN_MEAN, BASE_MEAN} & {*beside}:
+            check_reference("mean", self._encoded, self._others)
         self.metric = metric_named(metric)
         device = next(components.parts.model.parameters()).device
         self.batches = batches(self._encoded, BATCH_SIZE, device)
@@ -109,6 +116,8 @@ class ProbeReader:
         self.reading = read(self.components, self.batches, self.metric)
         self._start_logits = self.reading.logits
         self._causes = self._first_order(self.reading)
+        self._base_mean = self._mean_activations() if BASE_MEAN in self.beside else {}
+        self._norms = OutputNorms(self.components) if NORMS_KEPT in self.beside else None
         return self.reading.metric
 
     @property
@@ -141,21 +150,54 @@ class ProbeReader:
         return table
 
     def influence_of_sets(self, sets: Mapping[str, np.ndarray]) -> pd.DataFrame:
-        """Joint ablation of each set in the model as it was last read: set, effect, effect_even, effect_odd, kl."""
+        """Joint ablation of each set in the model as it was last read: columns as the frame `sets`, without step and probe."""
+        assert self.reading is not None, "start() comes first"
+        with evaluating(self.components.parts.model):
+            run = batches_with_values(self.components.parts, self._encoded, self.reference, self._others)
+            return self._of_sets(sets, self.reference, run, self.reading.logits)
+
+    def influence_beside(self, sets: Mapping[str, np.ndarray]) -> pd.DataFrame:
+        """The same in the readings `beside`."""
         assert self.reading is not None, "start() comes first"
         parts, found = self.components.parts, []
         with evaluating(parts.model):
-            run = batches_with_values(parts, self._encoded, self.reference, self._others)
-            for (batch, values), intact in zip(run, self.reading.logits, strict=True):
-                found.append(ablate_sets(self.components, sets, batch, values, self.metric, intact))
+            for name in self.beside:
+                if name == NORMS_KEPT and self._norms is not None:
+                    with self._norms.restored():
+                        run = batches_with_values(parts, self._encoded, self.reference, self._others)
+                        found.append(self._of_sets(sets, name, run, [None] * len(self.batches)))
+                else:
+                    values = self._base_mean if name == BASE_MEAN else self._mean_activations()
+                    found.append(self._of_sets(sets, name, ((batch, values) for batch in self.batches), self.reading.logits))
+        return pd.concat(found, ignore_index=True)
+
+    def _of_sets(
+        self,
+        sets: Mapping[str, np.ndarray],
+        reference: str,
+        run: Iterable[tuple[Batch, Values]],
+        intact: Sequence[Tensor | None],
+    ) -> pd.DataFrame:
+        found = [
+            ablate_sets(self.components, sets, batch, values, self.metric, logits)
+            for (batch, values), logits in zip(run, intact, strict=True)
+        ]
         effect, divergence = (torch.cat(each, dim=1).double().cpu() for each in list(zip(*found, strict=True))[:2])
         return pd.DataFrame({
             "set": list(sets),
+            "reference": reference,
             "effect": effect.mean(1).numpy(),
             "effect_even": effect[:, ::2].mean(1).numpy(),
             "effect_odd": effect[:, 1::2].mean(1).numpy(),
             "kl": divergence.mean(1).numpy(),
         })  # fmt: skip
+
+    def _mean_activations(self) -> Values:
+        """Over the counterfactuals, of the model as it is."""
+        parts = self.components.parts
+        device = next(parts.model.parameters()).device
+        with evaluating(parts.model):
+            return mean_activations(parts, batches(self._others or [], BATCH_SIZE, device))
 
     def _first_order(self, reading: Reading) -> Tensor:
         return self.components.first_order(reading.gradients)

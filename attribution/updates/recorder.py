@@ -27,7 +27,7 @@ from attribution.components import Component, Components
 from attribution.errors import ConfigError, RecordError
 from attribution.metrics import metric_named
 from attribution.samples import ProbeSet
-from attribution.store import BATCH, TRAINING, RunWriter
+from attribution.store import BATCH, BESIDE, TRAINING, RunWriter
 from attribution.updates.batch import BatchWatch, Watched
 from attribution.updates.probes import ProbeReader, Step, Watch
 from attribution.updates.provenance import shape, versions
@@ -71,7 +71,8 @@ class Recorder:
         watched: further sets of samples, of which only log-odds and KL are read, before training and after every step.
         compared: further named sets, ablated like `sets`; wrong partitions, say.
         compared_every: at every how many steps; the start is always among them.
-        primary_only: ablate compared sets, and single neurons and rows, on the first probe set alone.
+        beside: further readings of the influence of `sets`, with the same steps as `compared`: of `store.BESIDE`.
+        primary_only: ablate compared sets, and single neurons and rows, and read `beside`, on the first probe set alone.
         singles: which components are ablated one at a time: at both ends "all"; "heads" alone; or "end", heads at the
             start and all at the end.
 
@@ -95,12 +96,15 @@ class Recorder:
         watched: Sequence[ProbeSet] = (),
         compared: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
         compared_every: int = 1,
+        beside: Sequence[str] = (),
         primary_only: bool = False,
         singles: str = "all",
     ):
         metric_named(metric)
         if singles not in ("all", "heads", "end"):
             raise ConfigError(f"unknown singles {singles!r}; expected 'all', 'heads' or 'end'")
+        if unknown := [name for name in beside if name not in BESIDE]:
+            raise ConfigError(f"unknown reading {unknown[0]!r} beside the reference; expected {', '.join(BESIDE)}")
         names = [probe.name for probe in (*probes, *watched)]
         if len(set(names)) < len(names) or {BATCH, TRAINING} & {probe.name for probe in probes}:
             raise ConfigError(
@@ -114,6 +118,7 @@ class Recorder:
         self._everything, self._batch_after = everything, batch_after
         self._sets, self._compared, self._primary_only = dict(sets or {}), dict(compared or {}), primary_only
         self._watched_sets, self._singles, self._compared_every = tuple(watched), singles, compared_every
+        self._beside = tuple(beside)
         self._notes: dict[str, None] = {}
         self.steps = 0
 
@@ -150,8 +155,16 @@ class Recorder:
             small = len(self.components) <= ALL_UP_TO
             self._after = small if self._batch_after is None else self._batch_after
             self._readers = [
-                ProbeReader(probe, self.components, self.tokenizer, self._metric, self._reference, self._share_passes)
-                for probe in self._probe_sets
+                ProbeReader(
+                    probe,
+                    self.components,
+                    self.tokenizer,
+                    self._metric,
+                    self._reference,
+                    self._share_passes,
+                    () if place and self._primary_only else self._beside,
+                )
+                for place, probe in enumerate(self._probe_sets)
                 if self.tokenizer is not None
             ]
             self._watches = [
@@ -318,10 +331,14 @@ class Recorder:
             metric, divergence = watch.read()
             self._write("probes", [{"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence}])
         for place, reader in enumerate(self._readers):
-            others = self.steps % self._compared_every == 0 and not (place and self._primary_only)
+            due = self.steps % self._compared_every == 0
+            others = due and not (place and self._primary_only)
             sets = {**self._positions, **self._others} if others else self._positions
             if sets:
                 self.writer.add("sets", reader.influence_of_sets(sets).assign(step=self.steps, probe=reader.name))
+            if self._positions and reader.beside and due:
+                beside = reader.influence_beside(self._positions)
+                self.writer.add("sets", beside.assign(step=self.steps, probe=reader.name))
 
     # Milestones
 
@@ -363,6 +380,7 @@ class Recorder:
                 "share_passes": self._share_passes,
                 "sets": {name: len(positions) for name, positions in {**self._positions, **self._others}.items()},
                 "compared_every": self._compared_every,
+                "beside": self._beside,
                 "primary_only": self._primary_only,
                 "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
                 "singles": self._singles,

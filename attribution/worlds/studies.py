@@ -11,12 +11,14 @@ from typing import Any
 
 from attribution.mechanisms import halves, write_mechanisms, wrong_partition
 from attribution.samples import Sample, write_samples
+from attribution.store import BESIDE
 from attribution.worlds import planted
 
 ORGANISMS = ("planted/31", "planted/32", "planted/33", "planted/34", "planted/35")
 UNROUTED = "planted/unrouted"
 WRONG, WRONG_EVERY = 8, 3  # wrong partitions, averaged as one null, and every how many steps they are read
 STEPS, TRAINED, PROBED = 12, 384, 64
+LR0_STEPS = 4  # a learning rate of zero needs no more to show exactly nothing
 FULL = {"steps": 24, "probed": 216}
 
 
@@ -49,14 +51,16 @@ def write_planted(folder: Path, *, full: bool = False) -> dict[str, Any]:
     wrong = {f"wrong-{k} {name}": table for k in range(1, WRONG + 1) for name, table in wrong_partition(right, seed=k).items()}
     compared = str(write_mechanisms(folder / "wrong-partitions.json", wrong))
 
-    def arm(name: str, rate: float = 1e-4) -> dict[str, Any]:
+    def arm(name: str, rate: float = 1e-4, steps: int = steps) -> dict[str, Any]:
         return {
             "data": data[name],
             "probes": probes,
+            "counterfactuals": (neutral,) * len(probes),  # no cue of either mechanism stands there
             "watched": (neutral,),
             "sets": "model",
             "compared": compared if name in ("A", "B") and rate else None,
             "compared_every": WRONG_EVERY,
+            "beside": BESIDE if name in ("A", "B") else (),
             "primary_only": not full,
             "metric": "logit_difference",
             "milestones": "ends",
@@ -69,7 +73,7 @@ def write_planted(folder: Path, *, full: bool = False) -> dict[str, Any]:
 
     return {
         "name": "planted-full" if full else "planted",
-        "arms": {**{name: arm(name) for name in contexts}, "lr0": arm("A", 0.0)},
+        "arms": {**{name: arm(name) for name in contexts}, "lr0": arm("A", 0.0, LR0_STEPS)},
         "models": ORGANISMS,
         "seeds": (0, 1),
         "controls": ({"models": (UNROUTED,), "arms": ("A", "B")},),

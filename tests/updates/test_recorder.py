@@ -8,13 +8,17 @@ import torch
 from torch import nn
 
 from attribution.causes import ablate, attribute
+from attribution.causes.ablation import ablate_sets
+from attribution.causes.reference import mean_activations
 from attribution.components import Components
-from attribution.errors import ConfigError, RecordError, RunError
+from attribution.errors import ConfigError, DataError, RecordError, RunError
+from attribution.metrics import metric_named
 from attribution.models import load
-from attribution.samples import ProbeSet
-from attribution.store import BATCH, TRAINING, read_run
+from attribution.samples import ProbeSet, Sample, batches, collate, encode
+from attribution.store import BATCH, BESIDE, TRAINING, read_run
 from attribution.updates import update_shares
 from attribution.updates.recorder import Recorder, recordable
+from attribution.worlds import planted as grammar
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +353,66 @@ def test_named_sets_are_read_when_and_where_they_were_asked_for(tmp_path, fresh,
     read = run.probes[run.probes["probe"] == second].set_index("step")  # the same samples, by the same metric
     assert seen["metric"].to_numpy() == pytest.approx(read["metric"].to_numpy(), abs=1e-5)
     assert seen["kl"].to_numpy() == pytest.approx(read["kl"].to_numpy(), abs=1e-6) and seen["change"].isna().all()
+
+
+def test_readings_beside_the_reference(tmp_path, fresh, loop, training, probes):
+    """Each against an ablation of its own: today's mean, the start's mean pasted in, and weights rescaled by hand."""
+    model, tokenizer = fresh
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    sets = {"mine": [("head", 1, 0), ("head", 2, 3), ("neuron", 0, 3)]}
+    neutral = [Sample(**row) for row in grammar.prompts(5, 44, trait=False)]
+    given = [ProbeSet(name=probe.name, samples=probe.samples, counterfactuals=neutral) for probe in probes]
+    recorder = Recorder(
+        tmp_path / "run", probes=given, tokenizer=tokenizer, milestones="ends", everything=False, sets=sets,
+        compared_every=2, primary_only=True, singles="heads", beside=BESIDE,
+    )  # fmt: skip
+    with recorder.attach(model, optimizer):
+        loop(model, tokenizer, training, optimizer, 2)
+    found = read_run(tmp_path / "run").sets.astype({"reference": str, "probe": str})
+    first = probes[0].name
+    assert set(found.loc[found["reference"] != "zero", "probe"]) == {first}
+    assert set(found.loc[found["reference"] != "zero", "step"]) == {0, 2}
+    values = found[found["probe"] == first].set_index(["reference", "step"])["effect"]
+
+    base = load("planted/unrouted").model
+    mean = [
+        ablate(each, tokenizer, given[0].samples, sets, reference="mean", counterfactuals=neutral) for each in (base, model)
+    ]
+    assert values["mean", 0] == pytest.approx(mean[0]["effect"][0], abs=1e-5)
+    assert values["mean", 2] == pytest.approx(mean[1]["effect"][0], abs=1e-5)
+    assert values["base mean", 0] == values["mean", 0] and abs(values["base mean", 2] - values["mean", 2]) > 1e-5
+    index = Components(model)
+    batch = collate(encode(tokenizer, given[0].samples))
+    pasted = mean_activations(Components(base).parts, batches(encode(tokenizer, neutral), 64, torch.device("cpu")))
+    effect = ablate_sets(index, {"mine": index.positions(sets["mine"])}, batch, pasted, metric_named("log_odds")).effect
+    assert values["base mean", 2] == pytest.approx(effect.mean().item(), abs=1e-5)
+
+    assert values["norms before training", 0] == values["zero", 0]
+    before, after = Components(base).parts, index.parts
+    with torch.no_grad():
+        for layer in range(after.depth):
+            for then, now, width in (
+                (before.attention_out[layer].weight, after.attention_out[layer].weight, after.head_dim),
+                (before.mlp_out[layer].weight, after.mlp_out[layer].weight, 1),
+            ):
+                for column in range(0, now.shape[1], width):
+                    unit = slice(column, column + width)
+                    now[:, unit] *= then[:, unit].norm() / now[:, unit].norm()
+        rows, old = after.unembedding.weight, before.unembedding.weight
+        rescaled = rows * (old.norm(dim=1) / rows.norm(dim=1))[:, None]
+        after.unembedding.weight = torch.nn.Parameter(rescaled)
+    by_hand = ablate(model, tokenizer, given[0].samples, sets)["effect"][0]
+    assert values["norms before training", 2] == pytest.approx(by_hand, abs=1e-5)
+    assert abs(values["norms before training", 2] - values["zero", 2]) > 1e-5
+
+
+@pytest.mark.parametrize(("beside", "error"), [(("medain",), ConfigError), (("mean",), DataError)])
+def test_readings_that_cannot_be_made_are_refused(tmp_path, fresh, probes, beside, error):
+    model, tokenizer = fresh
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(error),
+        Recorder(tmp_path / "run", probes=probes, tokenizer=tokenizer, beside=beside).attach(model, optimizer),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()

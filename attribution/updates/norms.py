@@ -1,0 +1,51 @@
+"""Norms of output weights: kept at one time, and put back for the length of a block.
+
+Where a component's influence grew only because what it writes grew longer, it is gone inside the block. Under SGD that
+growth is algebra: ||W_c||^2 moves by -2 lr <W_c, g_c>, the first-order cause itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from attribution.components import Components
+
+
+class OutputNorms:
+    """The norms of every component's output weights as they are when this is made.
+
+    Args:
+        components: of the model.
+    """
+
+    def __init__(self, components: Components):
+        self.components = components
+        self._norms = self._measured()
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Scale every component's output weights to the norm kept, directions as they are; undone bit by bit on exit.
+
+        A component whose output weights are zero stays as it is. Of a tied matrix only the use as unembedding is scaled.
+        """
+        with self.components.untied(), torch.no_grad():
+            now = self._measured()
+            factors = torch.where(now > 0, self._norms / now, 1.0)
+            before = []
+            for use in self.components.uses:
+                if use.output:
+                    weight = use.parameter
+                    before.append((weight, weight.detach().clone()))
+                    shape = [-1 if axis == use.axis else 1 for axis in range(weight.ndim)]
+                    weight.mul_(factors[use.owners].to(weight).view(shape))
+            try:
+                yield
+            finally:
+                for weight, kept in before:
+                    weight.copy_(kept)
+
+    def _measured(self) -> torch.Tensor:
+        return self.components.reduce(lambda use: use.parameter.detach().square(), output_only=True).sqrt()
