@@ -99,6 +99,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def not_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Keep activations inside the block instead of recomputing them: `autograd.grad` finds none in reentrant segments."""
+    switched = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for module in switched:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
 class Replay:
     """One pass kept layer by layer, from any of which copies of the batch can be run on again.
 

@@ -204,8 +204,8 @@ class Components:
 
         return self.reduce(product, output_only=True)[torch.as_tensor(self.output_groups)]
 
-    def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
-        """Gradient of a scalar for every use, without touching `.grad`.
+    def gradients(self, scalar: Tensor, also: Mapping[Any, Tensor] | None = None) -> dict[Any, Tensor]:
+        """Gradient of a scalar for every use, and for further tensors by their keys, without touching `.grad`.
 
         Raises:
             ValueError: the unembedding is tied; run the forward pass and this inside `untied`, so that uses part.
@@ -213,8 +213,9 @@ class Components:
         if self.parts.tied:
             raise ValueError("gradients by use need the forward pass to run inside Components.untied()")
         wanted = [use for use in self.uses if use.parameter.requires_grad]
-        found = torch.autograd.grad(scalar, [use.parameter for use in wanted], allow_unused=True, materialize_grads=True)
-        return {use.name: gradient for use, gradient in zip(wanted, found, strict=True)}
+        tensors = {**{use.name: use.parameter for use in wanted}, **(also or {})}
+        found = torch.autograd.grad(scalar, list(tensors.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(tensors, found, strict=True))
 
     @contextmanager
     def untied(self) -> Iterator[None]:

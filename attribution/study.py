@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -268,25 +270,44 @@ def _outcomes(todo: list[Job], slots: int) -> Iterator[tuple[Job, str | None]]:
                 yield waiting[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            _stop_workers()
+            pool.shutdown()
             raise
 
 
+def _stop_workers() -> None:
+    """A terminal's Ctrl-C reaches the workers too, which close what they record; ask again those that it did not reach."""
+    for ask in (lambda _: None, lambda worker: os.kill(worker.pid, signal.SIGINT), lambda worker: worker.terminate()):
+        for worker in multiprocessing.active_children():
+            ask(worker)
+        for worker in multiprocessing.active_children():
+            worker.join(timeout=5)
+
+
 def _one(job: Job) -> str | None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(job.config, job.path, page=False)
+    except KeyboardInterrupt:
+        os._exit(130)  # what was recorded is closed; a worker that went on would take the next run
     except AttributionError as error:
         return str(error)
     except Exception as error:  # a bug or a broken trainer must not take the other runs with it; the log has the rest
         return f"{type(error).__name__}: {error}"
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     return None
 
 
 def _one_thread() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # between two runs there is nothing to close
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     import torch
     from datasets import disable_progress_bars
+    from tqdm import tqdm
     from transformers.utils import logging
 
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is stopped would leave behind
     torch.set_num_threads(1)
     disable_progress_bars()
     logging.disable_progress_bar()

@@ -260,7 +260,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, data, cap
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ('{"data": "d", "probes": ["p"], "steps": 3}', "unknown key 'steps'"),
+        ('{"data": "d", "probes": ["p"], "stepz": 3}', "unknown key 'stepz'"),
         ('{"data": "d", "probes": ["p"], "training": {"step": 3}}', "training: unknown key 'step'; expected max_steps"),
         ('{"data": "d", "probes": ["p"], "training": {"max_steps": 0}}', "training: max_steps"),
         ('{"data": "d", "probes": ["p"], "reference": "median"}', "reference"),

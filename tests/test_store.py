@@ -167,8 +167,8 @@ def test_rows_survive_a_failed_flush(tmp_path, monkeypatch):
 
 def test_the_completion_marker_is_written_last(tmp_path, monkeypatch):
     written = []
-    atomic = store.write_atomic
-    monkeypatch.setattr(store, "write_atomic", lambda path, data: (written.append(path.name), atomic(path, data)))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, path: (written.append(path.name), replace(source, path)))
     writer = RunWriter(tmp_path / "run", CONFIG)
     writer.add("steps", STEPS)
     writer.finish({})
@@ -180,7 +180,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file; name a directory"):
         RunWriter(tmp_path / "file", CONFIG)
-    with pytest.raises(RunError, match=r"cannot write .*file/run/config\.json: .*; choose a directory you can write to"):
+    with pytest.raises(RunError, match=r"cannot write .*file/run: .*; choose a directory you can write to"):
         RunWriter(tmp_path / "file" / "run", CONFIG)
 
 
@@ -211,6 +211,7 @@ def test_an_unfinished_run_is_moved_aside(tmp_path):
         writer = RunWriter(tmp_path / "run", {**CONFIG, "path": tmp_path, "pair": (1, 2)})
         writer.add("steps", STEPS.assign(loss=loss))
         writer.flush()
+        writer.close()
     names = ["run", "run.interrupted-1", "run.interrupted-2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert [read_run(tmp_path / name).steps["loss"][0] for name in names] == [3, 1, 2]
@@ -310,3 +311,40 @@ def test_a_frame_is_the_same_however_it_was_split_into_parts(tmp_path):
         frames.append(read_run(writer.path).parts)
     assert frames[0].equals(frames[1]) and frames[0].equals(frames[2])
     assert frames[0]["probe"].tolist() == ["b", "a", "c"]
+
+
+def test_two_writers_never_share_a_directory(tmp_path):
+    """Another process that lives holds the directory; one that was killed does not."""
+    code = (
+        "import sys, time; from attribution.store import RunWriter; w = RunWriter(sys.argv[1], {}); print('open', flush=True); "
+    )
+    held = subprocess.Popen([sys.executable, "-c", code + "time.sleep(60)", str(tmp_path / "run")], stdout=subprocess.PIPE)
+    assert held.stdout is not None and held.stdout.readline().strip() == b"open"
+    before = tree(tmp_path)
+    for parts in (None, {}):
+        with pytest.raises(RunError, match="is being written by another process"):
+            RunWriter(tmp_path / "run", {}, parts=parts)
+    assert tree(tmp_path) == before
+    held.kill()
+    held.wait()
+    RunWriter(tmp_path / "run", {}, parts={}).finish({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_record_is_continued_from_the_parts_that_a_checkpoint_knew(tmp_path):
+    writer, parts = RunWriter(tmp_path / "run", CONFIG), []
+    for number in range(4):
+        writer.add("steps", STEPS.assign(loss=float(number)))
+        writer.flush()
+        parts.append(dict(writer.parts))
+    known = parts[1]
+    writer.add("probes", pd.DataFrame({"step": [1], "probe": ["x"]}))
+    writer.flush()
+    writer.close()
+    writer = RunWriter(tmp_path / "run", CONFIG, parts=known)
+    writer.add("steps", STEPS.assign(loss=7.0))
+    writer.finish({})
+    run = read_run(tmp_path / "run")
+    assert run.steps["loss"].unique().tolist() == [0, 1, 7] and run.probes.empty
+    with pytest.raises(RunError, match="another config"):
+        RunWriter(tmp_path / "run", {**CONFIG, "more": 1}, parts=known)

@@ -11,16 +11,23 @@ Knows the model's forward and its gradients; knows nothing about trainers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attribution.capture import Site, not_checkpointing
 from attribution.components import Components
 from attribution.samples import IGNORED
+from attribution.updates.share import all_trainable
+from attribution.updates.sizes import Sizes, TrainingSizes
+
+if TYPE_CHECKING:
+    from attribution.updates.adapters import EffectiveGradients
 
 _NOT_FOR_THE_BACKBONE = ("labels", "num_items_in_batch", "fused_lm_head", "logits_to_keep", "shift_labels", "return_dict")
 
@@ -48,17 +55,26 @@ class Watched:
         passes: its micro-batches.
         clip_factor: consumed / raw gradient, None where no single factor explains the two.
         embedding_use: gradient through the embedding of a tied matrix, before clipping; None where nothing is tied.
+        sizes: of activations and gradients in the training passes.
+        effective: raw gradients of effective weights under adapters, by name; None where the weights themselves train.
+        scale: by which a loss scaler multiplied the loss, and so every raw gradient.
+        consumed_scale: the same of gradients as the optimizer gets them; a fused optimizer divides by it itself.
     """
 
     passes: list[_Pass]
     clip_factor: float | None
     embedding_use: Tensor | None
+    sizes: Sizes
+    effective: dict[str, Tensor] | None = None
+    scale: float = 1.0
+    consumed_scale: float = 1.0
 
     @property
     def normalizer(self) -> float | None:
         """What the loss divides the summed log-probability by; None where it is no such sum, or differs in the batch."""
         found = {p.normalizer for p in self.passes}
-        return found.pop() if len(found) == 1 else None
+        only = found.pop() if len(found) == 1 else None
+        return None if only is None else only * self.scale
 
     @property
     def log_prob(self) -> float | None:
@@ -77,10 +93,18 @@ class BatchWatch:
     """Watches a model's training passes between `start` and `stop`.
 
     Args:
-        components: of the model.
+        components: of the model; under adapters, of the plain model that has their effective weights.
+        model: whose forward the training calls; that of `components` if left out.
+        effective: under adapters, what collects the gradients of effective weights.
+        modules: the output linears of `model`, by site; those of `components` if left out.
+        discarded: called where a batch's gradients were dropped before an optimizer step took them.
     """
 
     components: Components
+    model: nn.Module | None = None
+    effective: EffectiveGradients | None = None
+    modules: Mapping[Site, nn.Module] | None = None
+    discarded: Callable[[], None] = lambda: None
     _passes: list[_Pass] = field(default_factory=list)
     _handles: list[Any] = field(default_factory=list)
     _raw: Tensor | None = None  # raw gradient of the reference tensor
@@ -89,18 +113,25 @@ class BatchWatch:
 
     def start(self) -> None:
         parts = self.components.parts
+        self._called = self.model or parts.model
+        self._sizes = TrainingSizes(self.components, self.modules)
+        self._reference = self._reference_tensor()
         self._handles = [
-            parts.model.register_forward_pre_hook(self._before, with_kwargs=True),
-            parts.model.register_forward_hook(self._after),
+            self._called.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._called.register_forward_hook(self._after),
         ]
         if self._reference is not None:
             self._handles.append(self._reference.register_post_accumulate_grad_hook(self._keep_raw))
-        if parts.tied:
+        if parts.tied and self.effective is None:
             self._handles.append(parts.embedding.register_forward_hook(self._watch_embedding))
+        for watch in self._watches():
+            watch.start()
 
     def stop(self) -> None:
         for handle in self._handles:
             handle.remove()
+        for watch in self._watches() if self._handles else ():
+            watch.stop()
         self._handles = []
 
     @contextmanager
@@ -108,27 +139,50 @@ class BatchWatch:
         """Look away while the recorder runs passes of its own."""
         self._paused, before = True, self._paused
         try:
-            yield
+            with ExitStack() as stack:
+                for watch in self._watches():
+                    stack.enter_context(watch.paused())
+                yield
         finally:
             self._paused = before
 
-    def take(self) -> Watched:
-        """The batch behind the gradient that is about to be consumed; the next one starts empty."""
-        watched = Watched([p for p in self._passes if p.used], self._clip_factor(), self._embedding_use)
+    @property
+    def pending(self) -> bool:
+        """Whether a batch was differentiated that no step has consumed yet."""
+        return any(each.used for each in self._passes)
+
+    def take(self, scale: float = 1.0, consumed_scale: float = 1.0) -> Watched:
+        """The batch behind the gradient that is about to be consumed; the next one starts empty.
+
+        Args:
+            scale, consumed_scale: as in `Watched`.
+        """
+        effective = self.effective.take() if self.effective else None
+        used = [p for p in self._passes if p.used]
+        clip = self._clip_factor(scale / consumed_scale)
+        watched = Watched(used, clip, self._embedding_use, self._sizes.take(), effective, scale, consumed_scale)
         self._passes, self._raw, self._embedding_use = [], None, None
         return watched
 
     def gradients(self, watched: Watched) -> dict[str, Tensor]:
-        """The gradients in `.grad`, as consumed, by use: those of a tied matrix parted. Uses without one are left out."""
+        """The gradients in `.grad`, as consumed, by use: those of a tied matrix parted. Uses without one are left out.
+
+        Under adapters, of the effective weights that were watched, as if they had been clipped alike.
+        """
+        if watched.effective is not None:
+            factor = (watched.clip_factor or 1.0) / watched.scale
+            shared = {use.name: use.parameter.grad for use in self.components.uses if use.parameter.grad is not None}
+            trained = {name: gradient / watched.consumed_scale for name, gradient in shared.items()}
+            return {**trained, **{name: gradient * factor for name, gradient in watched.effective.items()}}
         shared = self.components.parts.embedding.weight
         found = {}
         for use in self.components.uses:
             gradient = use.parameter.grad
             if gradient is not None and watched.embedding_use is not None and use.parameter is shared:
-                embedding = watched.embedding_use * (watched.clip_factor or 1.0)
+                embedding = watched.embedding_use * ((watched.clip_factor or 1.0) * watched.consumed_scale / watched.scale)
                 gradient = gradient - embedding if use.output else embedding
             if gradient is not None:
-                found[use.name] = gradient
+                found[use.name] = gradient if watched.consumed_scale == 1 else gradient / watched.consumed_scale
         return found
 
     def causes(self, watched: Watched, gradients: Mapping[str, Tensor]) -> Tensor:
@@ -137,7 +191,12 @@ class BatchWatch:
         Of the summed log-probability of the batch where its normalizer is known, else of minus the loss.
         """
         scale = (watched.normalizer or 1.0) / (watched.clip_factor or 1.0)
-        return -scale * self.components.first_order(gradients)
+        causes = -scale * self.components.first_order(gradients)
+        for use in self.components.uses:  # an output matrix without a gradient: not zero, but unknown
+            if use.output and use.name not in gradients:
+                unknown = np.isin(self.components.output_groups, use.owners.numpy())
+                causes[torch.as_tensor(unknown)] = float("nan")
+        return causes
 
     def again(self, watched: Watched) -> tuple[float, Tensor] | None:
         """Run the batch once more with the weights as they are now.
@@ -151,7 +210,16 @@ class BatchWatch:
         uses = [use for use in self.components.uses if use.output]
         total, causes = 0.0, torch.zeros(len(self.components), dtype=torch.float64)
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-        with self.paused(), torch.random.fork_rng(devices=devices), torch.enable_grad(), self.components.untied():
+        with ExitStack() as stack:
+            for block in (
+                self.paused(),
+                torch.random.fork_rng(devices=devices),
+                torch.enable_grad(),
+                not_checkpointing(self.components.parts.model),
+                self.components.untied(),
+                all_trainable(self.components),
+            ):
+                stack.enter_context(block)
             for each in watched.passes:
                 _set_random(each.random)
                 log_prob = self._log_prob(each.inputs)
@@ -168,20 +236,32 @@ class BatchWatch:
         wanted = labels != IGNORED
         return parts.unembed(hidden[wanted]).log_softmax(-1).gather(-1, labels[wanted][:, None]).sum()
 
-    @property
-    def _reference(self) -> nn.Parameter | None:
+    def _watches(self) -> list[TrainingSizes | EffectiveGradients]:
+        return [self._sizes, *([self.effective] if self.effective else [])]
+
+    def _reference_tensor(self) -> nn.Parameter | None:
         """A small tensor near the output, whose gradient before and after clipping gives the factor."""
         parameter = self.components.parts.final_norm.get_parameter("weight")
-        return parameter if parameter.requires_grad else None
+        trained = [each for each in self._called.parameters() if each.requires_grad]
+        return parameter if parameter.requires_grad else trained[-1] if trained else None
 
-    def _clip_factor(self) -> float | None:
+    def _clip_factor(self, scale: float) -> float | None:
+        """Consumed / raw gradient of the reference tensor, the raw one divided by a scale."""
         consumed = None if self._reference is None else self._reference.grad
         if consumed is None or self._raw is None or not self._raw.norm() > 0:
             return None
-        if torch.equal(consumed, self._raw):
+        raw = self._raw if scale == 1 else self._raw / scale
+        if torch.equal(consumed, raw):
             return 1.0
-        factor = (consumed.norm() / self._raw.norm()).item()
-        return factor if torch.allclose(consumed, self._raw * factor, rtol=1e-4, atol=0) else None
+        factor = (consumed.norm() / raw.norm()).item()
+        return factor if torch.allclose(consumed, raw * factor, rtol=1e-4, atol=0) else None
+
+    def _dropped(self) -> bool:
+        """Whether the gradients of the batch so far are gone: none are left, or zeros where there was something."""
+        if self._reference is None:
+            return False
+        gradient, raw = self._reference.grad, self._raw
+        return gradient is None or (raw is not None and bool(raw.any()) and not bool(gradient.any()))
 
     def _keep_raw(self, parameter: nn.Parameter) -> None:
         if not self._paused and parameter.grad is not None:
@@ -190,11 +270,17 @@ class BatchWatch:
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._paused or not torch.is_grad_enabled():
             return
+        if self.pending and self._dropped():
+            self.take()  # the gradients of that batch were dropped: no step will consume it
+            self.discarded()
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         random = [torch.get_rng_state()]
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             random.append(torch.cuda.get_rng_state())
-        self._passes.append(_Pass({**dict(zip(names, args, strict=False)), **kwargs}, random))
+        current = _Pass({**dict(zip(names, args, strict=False)), **kwargs}, random)
+        mask = current.inputs.get("attention_mask")
+        self._sizes.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._passes.append(current)
 
     def _after(self, _module: nn.Module, _args: tuple, output: Any) -> None:
         if self._paused or not torch.is_grad_enabled() or not self._passes:
@@ -209,7 +295,7 @@ class BatchWatch:
             def scored(gradient: Tensor) -> None:
                 current.used = True
                 values = gradient[mask]
-                if len(values) and (values == values[0]).all() and values[0] < 0:
+                if len(values) and (values == values[0]).all() and -float("inf") < values[0] < 0:
                     current.normalizer = -1 / values[0].item()
 
             log_probs.register_hook(scored)
@@ -220,7 +306,7 @@ class BatchWatch:
 
             def summed(gradient: Tensor) -> None:
                 current.used = True
-                current.normalizer = tokens / gradient.item() if gradient.item() > 0 else None
+                current.normalizer = tokens / gradient.item() if 0 < gradient.item() < float("inf") else None
 
             loss.register_hook(summed)
         logits = getattr(output, "logits", None)

@@ -1,13 +1,17 @@
 """The recorder in any Hugging Face or TRL trainer, unchanged: `callbacks=[RecorderCallback(...)]`.
 
-The callback only attaches and detaches; what it records comes from the optimizer's own hooks.
+The callback only attaches and detaches, and passes on what the trainer says about a step; what it records comes from the
+optimizer's own hooks.
 """
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attribution.errors import RecordError
 from attribution.updates.recorder import Recorder
@@ -16,26 +20,50 @@ from attribution.updates.recorder import Recorder
 class RecorderCallback(TrainerCallback):
     """Records a trainer's run. Takes the arguments of `Recorder`; the tokenizer defaults to the trainer's.
 
-    After an exception in training, call `failed(error)`, which closes the record with what it holds.
+    Beside every checkpoint that the trainer writes, the recorder writes what it needs to go on from there: give the
+    checkpoint's folder to both, as `resume` here and as `resume_from_checkpoint` to the trainer. After an exception in
+    training, call `failed(error)`, which closes the record with what it holds.
+
+    Args:
+        path: as `Recorder` takes it.
+        checkpoint_seconds: ask the trainer for a checkpoint when the last one is older than this; None: never.
+        settings: of the `Recorder`.
     """
 
-    def __init__(self, path: Any, **settings: Any):
+    def __init__(self, path: Any, *, checkpoint_seconds: float | None = None, **settings: Any):
         self.recorder = Recorder(path, **settings)
         self._open = False
+        self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
+        self._before = 0  # steps the trainer had made before this record began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.recorder.tokenizer is None:
             self.recorder.tokenizer = kwargs.get("processing_class")
         self.recorder.begin(kwargs["model"], kwargs["optimizer"])
-        self._open = True
+        self._open, self._before = True, state.global_step - self.recorder.steps
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        expected = state.global_step + 1 - self._resumed(state)
+        expected = state.global_step + 1 - self._before
+        if self.recorder.steps == expected - 1 and getattr(kwargs["optimizer"], "step_was_skipped", False):
+            self.recorder.skipped()  # its loss scaler met an overflow and left the optimizer alone
         if self.recorder.steps != expected:
             raise RecordError(
                 f"the trainer made step {expected}, the optimizer's hooks saw {self.recorder.steps}; this optimizer steps "
                 "where it cannot be seen (inside backward, or layer by layer): train with a plain torch optimizer"
             )
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._open:
+            self.recorder.logged(kwargs.get("logs") or {})
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._checkpoint_seconds is not None and time.monotonic() - self._saved >= self._checkpoint_seconds:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._open:
+            self.recorder.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            self._saved = time.monotonic()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._open = False
@@ -46,9 +74,3 @@ class RecorderCallback(TrainerCallback):
         if self._open:
             self._open = False
             self.recorder.end(error)
-
-    def _resumed(self, state: TrainerState) -> int:
-        """Steps the trainer had made before this record began."""
-        if not hasattr(self, "_offset"):
-            self._offset = state.global_step + 1 - self.recorder.steps
-        return self._offset

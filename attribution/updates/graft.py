@@ -59,15 +59,11 @@ def graft(
         ConfigError: no probe set, an unknown metric or component.
         DataError: samples that cannot be encoded or scored.
     """
-    if not probes:
-        raise ConfigError("there is no probe set to read grafts on; give at least one")
     before, after = Components(base), Components(tuned)
-    _check_same_parameters(before, after)
+    check_same_parameters(before, after)
     masks = {name: _mask(before, members) for name, members in components.items()}
     read = metric_named(metric)
-    device = next(before.parts.model.parameters()).device
-    context = getattr(before.parts.model.config, "max_position_embeddings", None)
-    sets = {p.name: batches(encode(tokenizer, p.samples, context=context), BATCH_SIZE, device) for p in probes}
+    sets = readable(before, tokenizer, probes)
     at = {name: (level(before, found, read), level(after, found, read)) for name, found in sets.items()}
     rows = []
     for name, mask in tqdm(masks.items(), disable=not progress, unit="set", desc="grafts", leave=False):
@@ -104,10 +100,9 @@ def graft_sets(
         As `graft`.
     """
     before, after = Components(base), Components(tuned)
-    _check_same_parameters(before, after)
+    check_same_parameters(before, after)
     read = metric_named(metric)
-    device = next(before.parts.model.parameters()).device
-    found = {p.name: batches(encode(tokenizer, p.samples), BATCH_SIZE, device) for p in probes}
+    found = readable(before, tokenizer, probes)
     silent = {"": np.array([], dtype=np.int64), **{name: before.positions(members) for name, members in sets.items()}}
     masks = {name: _mask(before, members) for name, members in {**sets, REMAINDER: REMAINDER}.items()}
 
@@ -133,7 +128,7 @@ def swapped(into: Components, source: Components, mask: Tensor) -> Iterator[None
     Raises:
         ModelError: two models whose parameters do not correspond.
     """
-    _check_same_parameters(into, source)
+    check_same_parameters(into, source)
     saved: list[tuple[Tensor, Tensor]] = []
     with into.untied():
         try:
@@ -156,6 +151,20 @@ def swapped(into: Components, source: Components, mask: Tensor) -> Iterator[None
                     parameter.copy_(values)
 
 
+def readable(components: Components, tokenizer: PreTrainedTokenizerBase, probes: Sequence[ProbeSet]) -> dict[str, list[Batch]]:
+    """The batches of every probe set, by its name, on the model's device.
+
+    Raises:
+        ConfigError: no probe set.
+        DataError: samples that cannot be encoded.
+    """
+    if not probes:
+        raise ConfigError("there is no probe set to read grafts on; give at least one")
+    model = components.parts.model
+    context, device = getattr(model.config, "max_position_embeddings", None), next(model.parameters()).device
+    return {p.name: batches(encode(tokenizer, p.samples, context=context), BATCH_SIZE, device) for p in probes}
+
+
 @torch.no_grad()
 def level(components: Components, found: Sequence[Batch], metric: Metric) -> float:
     """Mean over samples of the metric, dropout off."""
@@ -164,7 +173,8 @@ def level(components: Components, found: Sequence[Batch], metric: Metric) -> flo
     return total / sum(len(batch) for batch in found)
 
 
-def _check_same_parameters(one: Components, other: Components) -> None:
+def check_same_parameters(one: Components, other: Components) -> None:
+    """Raise ModelError unless one model may be a finetuned copy of the other."""
     if [(use.name, use.parameter.shape) for use in one.uses] != [(use.name, use.parameter.shape) for use in other.uses]:
         raise ModelError("the two models have different parameters; a graft needs a model and a finetuned copy of it")
 

@@ -19,11 +19,12 @@ class OutputNorms:
 
     Args:
         components: of the model.
+        norms: kept at another time; Float64 [groups].
     """
 
-    def __init__(self, components: Components):
+    def __init__(self, components: Components, norms: torch.Tensor | None = None):
         self.components = components
-        self._norms = self._measured()
+        self.norms = self._measured() if norms is None else norms
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -33,7 +34,7 @@ class OutputNorms:
         """
         with self.components.untied(), torch.no_grad():
             now = self._measured()
-            factors = torch.where(now > 0, self._norms / now, 1.0)
+            factors = torch.where(now > 0, self.norms / now, 1.0)
             before = []
             for use in self.components.uses:
                 if use.output:

@@ -32,14 +32,13 @@ class Step(NamedTuple):
 
     Attributes:
         metric, kl: after the step; mean over samples, KL to the start per response token.
-        before, after: first-order cause of every component, Float64 [components], mean over samples.
+        columns: Float64 [components] by name: first-order causes, mean over samples, and sizes, before and after.
         shares: of the step.
     """
 
     metric: float
     kl: float
-    before: Tensor
-    after: Tensor
+    columns: dict[str, Tensor]
     shares: Shares
 
 
@@ -67,6 +66,13 @@ class Watch:
         self._start = self._start or logits
         values = torch.cat([log_odds(found, batch) for found, batch in zip(logits, self._batches, strict=True)])
         return values.double().mean().item(), _mean_kl(logits, self._start, self._batches)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was read at the start, for `restore`."""
+        return {f"logits {number}": logits for number, logits in enumerate(self._start)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._start = [state[f"logits {number}"] for number in range(len(self._batches))]
 
 
 class ProbeReader:
@@ -113,12 +119,26 @@ class ProbeReader:
 
     def start(self) -> float:
         """Read the model before training; returns the metric."""
-        self.reading = read(self.components, self.batches, self.metric)
+        self.reading = read(self.components, self.batches, self.metric, sized=True)
         self._start_logits = self.reading.logits
         self._causes = self._first_order(self.reading)
         self._base_mean = self._mean_activations() if BASE_MEAN in self.beside else {}
         self._norms = OutputNorms(self.components) if NORMS_KEPT in self.beside else None
         return self.reading.metric
+
+    def state(self) -> dict[str, Tensor]:
+        """What was read at the start, for `restore`."""
+        state = {f"logits {number}": logits for number, logits in enumerate(self._start_logits)}
+        state |= {f"mean {site.kind} {site.layer}": value for site, value in self._base_mean.items()}
+        return state if self._norms is None else {**state, "norms": self._norms.norms}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Read the model as it is now, where `start` was called at another time."""
+        self.start()
+        self._start_logits = [state[f"logits {number}"] for number in range(len(self.batches))]
+        self._base_mean = {site: state[f"mean {site.kind} {site.layer}"] for site in self._base_mean}
+        if self._norms is not None:
+            self._norms = OutputNorms(self.components, state["norms"])
 
     @property
     def causes(self) -> Tensor:
@@ -128,12 +148,14 @@ class ProbeReader:
     def step(self, path: Path) -> Step:
         """Read the model after a step and attribute the change along the path it took."""
         assert self.reading is not None, "start() comes first"
-        before, self.reading = self.reading, read(self.components, self.batches, self.metric)
+        before, self.reading = self.reading, read(self.components, self.batches, self.metric, sized=True)
         causes, self._causes = self._causes, self._first_order(self.reading)
+        columns = {"cause_before": causes, "cause_after": self._causes}
+        for when, reading in (("before", before), ("after", self.reading)):
+            assert reading.sizes is not None
+            columns |= {f"activation_{when}": reading.sizes.activation, f"gradient_{when}": reading.sizes.gradient}
         found = shares(path, self.batches, self.metric, before, self.reading, self.passes)
-        return Step(
-            self.reading.metric, _mean_kl(self.reading.logits, self._start_logits, self.batches), causes, self._causes, found
-        )
+        return Step(self.reading.metric, _mean_kl(self.reading.logits, self._start_logits, self.batches), columns, found)
 
     def influence(self, positions: np.ndarray) -> pd.DataFrame:
         """Exact ablation of these components in the model as it is: kind, layer, index, effect, kl."""

@@ -4,50 +4,44 @@ The seam is the torch optimizer: its pre-hook sees exactly the gradients it cons
 it made. Everything the recorder runs itself leaves weights, gradients, modes and random state as they were, so trained
 weights are bit-identical with and without it.
 
-Knows optimizers, steps and files; what is read of a batch and of a probe set is `updates.batch` and `updates.probes`.
+Knows when something is read and where it is written; what is read of a batch and of a probe set is `updates.batch_step`
+and `updates.probes`, what is written of it `updates.rows`.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path as FilePath
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase
 
-from attribution.components import Component, Components
+from attribution.capture import sites
+from attribution.components import KINDS, Component, Components
 from attribution.errors import ConfigError, RecordError
 from attribution.metrics import metric_named
 from attribution.samples import ProbeSet
-from attribution.store import BATCH, BESIDE, TRAINING, RunWriter
-from attribution.updates.batch import BatchWatch, Watched
+from attribution.store import BATCH, BESIDE, TRAINING, RunWriter, read_json, write_atomic, write_json
+from attribution.updates.batch import BatchWatch
+from attribution.updates.batch_step import BatchStep, Before
 from attribution.updates.probes import ProbeReader, Step, Watch
-from attribution.updates.provenance import shape, versions
+from attribution.updates.provenance import shape
+from attribution.updates.record import Record
 from attribution.updates.rows import Rows
+from attribution.updates.seam import effective, overflowed, recordable
+from attribution.updates.selection import Schedule, Selection
 from attribution.updates.share import PASSES, Path
 
+STATE, START = "recorder.json", "start.safetensors"  # in a checkpoint; in the run directory
 ALL_UP_TO = 4096  # components; of a model with more, neurons and rows are recorded in part, see `updates.rows`
-FLUSH_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class _Before:
-    """One step as the pre-hook saw it: the batch, its causes, and per group the squared norms of weights and gradient."""
-
-    watched: Watched
-    gradients: dict[str, Tensor]
-    versions: dict[str, int]  # of the gradients, to notice an optimizer that writes into them
-    causes: Tensor
-    squares: dict[str, Tensor]
-    grad_norm: float
 
 
 class Recorder:
@@ -56,28 +50,34 @@ class Recorder:
         with Recorder("runs/mine", probes=[probes], tokenizer=tokenizer).attach(model, optimizer):
             train()
 
+    A model with LoRA adapters is recorded in the space of its effective weights, see `updates.adapters`.
+
     Args:
         path: a new directory, or an open `RunWriter`, whose owner then finishes the run.
-        probes: held-out sets, read before training and after every step.
+        probes: held-out sets, read before training and after every recorded step.
         tokenizer: of the model; needed with probes, and for the words of unembedding rows.
         metric: what is read of a probe set, one of `metrics.METRICS`.
         reference: what ablated activations are replaced by: "zero", "mean" or "resample".
-        milestones: steps after which heads are ablated exactly: "log" (1, 2, 4, 8, …), "ends", or a list. At the start
-            and after the last step every component is (of a large model, a choice).
+        milestones: steps after which heads are ablated exactly and everything is written, as `selection.Schedule` takes
+            them. At the start and after the last step every component is ablated (of a large model, a choice).
         everything: write every neuron and row at every step; None: where the model has at most 4,096 components.
         batch_after: run the training batch once more after each step; None: as `everything`.
         share_passes: gradient evaluations allowed for the shares of one step on one probe set.
-        sets: named sets of components, ablated jointly on every probe set before training and after every step.
-        watched: further sets of samples, of which only log-odds and KL are read, before training and after every step.
+        sets: named sets of components, ablated jointly on every probe set before training and after every recorded step.
+        watched: further sets of samples, of which only log-odds and KL are read.
         compared: further named sets, ablated like `sets`; wrong partitions, say.
         compared_every: at every how many steps; the start is always among them.
         beside: further readings of the influence of `sets`, with the same steps as `compared`: of `store.BESIDE`.
         primary_only: ablate compared sets, and single neurons and rows, and read `beside`, on the first probe set alone.
         singles: which components are ablated one at a time: at both ends "all"; "heads" alone; or "end", heads at the
             start and all at the end.
+        kinds, layers, heads: which components are written and ablated one at a time, see `selection.Selection`.
+        steps: which steps are recorded whole; of the others only the row in `steps`. Shares run from one recorded step to
+            the next along the straight line between them.
+        resume: a folder that `save` wrote into, to go on from there; the training must go on from the same place.
 
     Raises:
-        ConfigError: an unknown metric, milestones that are none, probe sets without names of their own or a tokenizer.
+        ConfigError: an unknown metric, steps that are none, probe sets without names of their own or a tokenizer.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Recorder:
         tokenizer: PreTrainedTokenizerBase | None = None,
         metric: str = "log_odds",
         reference: str = "zero",
-        milestones: str | Sequence[int] = "log",
+        milestones: str | int | Sequence[int] = "log",
         everything: bool | None = None,
         batch_after: bool | None = None,
         share_passes: int = PASSES,
@@ -99,6 +99,11 @@ class Recorder:
         beside: Sequence[str] = (),
         primary_only: bool = False,
         singles: str = "all",
+        kinds: Sequence[str] = KINDS,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[tuple[int, int]] | None = None,
+        steps: str | int | Sequence[int] = "all",
+        resume: str | os.PathLike[str] | None = None,
     ):
         metric_named(metric)
         if singles not in ("all", "heads", "end"):
@@ -110,25 +115,33 @@ class Recorder:
             raise ConfigError(
                 f"probe sets are named {', '.join(names)}; give each its own name, and none {BATCH!r} or {TRAINING!r}"
             )
-        if isinstance(milestones, str) and milestones not in ("log", "ends"):
-            raise ConfigError(f"unknown milestones {milestones!r}; expected 'log', 'ends' or a list of steps")
-        self._path, self._probe_sets, self.tokenizer = path, tuple(probes), tokenizer
-        self._milestones = milestones if isinstance(milestones, str) else tuple(sorted(milestones))
-        self._metric, self._reference, self._share_passes = metric, reference, share_passes
-        self._everything, self._batch_after = everything, batch_after
-        self._sets, self._compared, self._primary_only = dict(sets or {}), dict(compared or {}), primary_only
-        self._watched_sets, self._singles, self._compared_every = tuple(watched), singles, compared_every
-        self._beside = tuple(beside)
-        self._notes: dict[str, None] = {}
-        self.steps = 0
+        self._path, self._probe_sets, self._watched_sets = path, tuple(probes), tuple(watched)
+        self.tokenizer = tokenizer
+        self._sets, self._compared = dict(sets or {}), dict(compared or {})
+        self._milestones, self._recorded = Schedule(milestones), Schedule(steps)
+        self._selection = Selection(tuple(kinds), layers, heads)
+        self._resume = None if resume is None else read_json(FilePath(resume) / STATE)
+        self._settings: dict[str, Any] = {  # as they are written into the config of a loop of its own
+            "metric": metric, "reference": reference, "milestones": self._milestones.of, "everything": everything,
+            "batch_after": batch_after, "share_passes": share_passes, "compared_every": compared_every,
+            "beside": tuple(beside), "primary_only": primary_only, "singles": singles, "kinds": tuple(kinds),
+            "layers": layers, "heads": heads, "steps": self._recorded.of,
+        }  # fmt: skip
+        self._record = cast(Record, None)  # until begin
+        self._hooks: list[Any] = []
 
     # Life cycle
 
     @contextmanager
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Recorder]:
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> Iterator[Recorder]:
         """Record every step of this optimizer inside the block.
 
         An exception inside leaves what was recorded readable, and passes on.
+
+        Args:
+            model, optimizer: that train; of accelerate, the prepared ones.
+            scaler: the `torch.amp.GradScaler` of a loop in float16. Without it the loss and the factor of clipping are
+                recorded as scaled.
 
         Raises:
             ModelError: unknown architecture.
@@ -136,7 +149,7 @@ class Recorder:
             RunError: the directory cannot be used.
             DataError: probe samples that cannot be encoded or scored.
         """
-        self.begin(model, optimizer)
+        self.begin(model, optimizer, scaler)
         try:
             yield self
         except BaseException as error:
@@ -144,48 +157,25 @@ class Recorder:
             raise
         self.end()
 
-    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
         """What `attach` does on entry, for seams without a block; `end` must follow."""
+        self._scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)  # accelerate's optimizer has it
         self._optimizer = recordable(model, optimizer)
         if (self._probe_sets or self._watched_sets) and self.tokenizer is None:
             raise ConfigError("probe sets are text; give the recorder the model's tokenizer")
-        self._started, self._seconds = time.time(), 0.0
-        with self._timed():
-            self.components = Components(model)
-            small = len(self.components) <= ALL_UP_TO
-            self._after = small if self._batch_after is None else self._batch_after
-            self._readers = [
-                ProbeReader(
-                    probe,
-                    self.components,
-                    self.tokenizer,
-                    self._metric,
-                    self._reference,
-                    self._share_passes,
-                    () if place and self._primary_only else self._beside,
-                )
-                for place, probe in enumerate(self._probe_sets)
-                if self.tokenizer is not None
-            ]
-            self._watches = [
-                Watch(watched, self.components, self.tokenizer) for watched in self._watched_sets if self.tokenizer is not None
-            ]
-            position = self.components.positions
-            self._positions = {name: position(members) for name, members in self._sets.items()}
-            self._others = {name: position(members) for name, members in self._compared.items()}
-            self._open()
-            self._watch = BatchWatch(self.components)
-            self._start = {name: parameter.detach().clone() for name, parameter in self.components.stored.items()}
-            self._first = {reader.name: reader.start() for reader in self._readers}
-            self._write("probes", [{"step": 0, "probe": name, "metric": m, "kl": 0.0} for name, m in self._first.items()])
-            self._write_behaviour()
-            everything = small if self._everything is None else self._everything
-            self._rows = Rows(self.components, everything, [reader.causes for reader in self._readers])
-            self._milestone(0, ends=True)
-            self._describe()
-        self._before: _Before | None = None
+        self._before: Before | None = None
         self._depth = 0
-        self._last, self._seconds_at_last = time.perf_counter(), self._seconds
+        self._prepare(model)
+        self._record = self._open()
+        try:
+            with self._record.timed():
+                if self._resume is None:
+                    self._read_start()
+                else:
+                    self._restore(self._resume)
+        except BaseException as error:
+            self._record.close(error)
+            raise
         self._hooks = [
             self._optimizer.register_step_pre_hook(lambda *_: self._step_begins()),
             self._optimizer.register_step_post_hook(lambda *_: self._step_ends()),
@@ -196,23 +186,146 @@ class Recorder:
         """Detach and close the record: finished, or failed or interrupted with what was recorded."""
         for handle in self._hooks:
             handle.remove()
+        record = self._record
+        if self._watch.pending and error is None:
+            self.skipped()
         self._watch.stop()
-        with self._timed():
+        record.settle()
+        with record.timed():
             if error is None and self.steps:
                 self._milestone(self.steps, ends=True)
         self._describe()
-        self.writer.flush()
         if error is not None:
-            state = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-            self.writer.status(state, step=self.steps, error=f"{type(error).__name__}: {error}")
-        elif not isinstance(self._path, RunWriter):
-            self.writer.finish(self.result())
+            record.close(error)
+            return
+        record.flush()
+        if record.own:
+            record.writer.finish(self.result())
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps seen so far."""
+        return self._record.steps if self._record is not None else 0
 
     def result(self) -> dict[str, Any]:
         """What the record ends with: steps, seconds, and the metric of every probe set before and after."""
         after = {reader.name: reader.reading.metric for reader in self._readers if reader.reading}
         probes = {name: {"before": before, "after": after[name]} for name, before in self._first.items()}
-        return {"steps": self.steps, "seconds": round(time.time() - self._started, 2), "probes": probes}
+        return {"steps": self.steps, "seconds": self._record.seconds, "probes": probes}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write into a checkpoint of the training what a resumed recording needs; call it between steps.
+
+        The rows so far are flushed, and the folder's `recorder.json`, written last, says that the checkpoint is whole.
+        """
+        start = self._record.writer.path / START
+        if not start.exists():
+            write_atomic(start, save({
+                f"{reader.name}\t{key}": value.contiguous()
+                for reader in (*self._readers, *self._watches)
+                for key, value in reader.state().items()
+            }))  # fmt: skip
+        exact = self._rows.exact.tolist()
+        write_json(FilePath(folder) / STATE, {
+            **self._record.state(), "first": self._first, "exact": exact, "ablated": self._ablated,
+        })  # fmt: skip
+
+    def logged(self, values: Mapping[str, Any]) -> None:
+        """What a trainer logged for the last step."""
+        self._record.logged(values)
+
+    def skipped(self) -> None:
+        """Count a step whose update was dropped, as a loss scaler does on overflow without calling the optimizer."""
+        self._record.settle()
+        self._record.steps += 1
+        self._record.step({**self._step.row(self._step.look()), "skipped": True})
+
+    def _prepare(self, model: nn.Module) -> None:
+        """Everything that can be refused before the directory is touched."""
+        given, twin = self._settings, effective(model)
+        self._twin = twin
+        self.components = Components(model if twin is None else twin.model)
+        small = len(self.components) <= ALL_UP_TO
+        self._after = small if given["batch_after"] is None else given["batch_after"]
+        self._everything = small if given["everything"] is None else given["everything"]
+        self._readers = [
+            ProbeReader(
+                probe,
+                self.components,
+                self.tokenizer,
+                given["metric"],
+                given["reference"],
+                given["share_passes"],
+                () if place and given["primary_only"] else given["beside"],
+            )
+            for place, probe in enumerate(self._probe_sets)
+            if self.tokenizer is not None
+        ]
+        self._watches = [
+            Watch(watched, self.components, self.tokenizer) for watched in self._watched_sets if self.tokenizer is not None
+        ]
+        position = self.components.positions
+        self._positions = {name: position(members) for name, members in self._sets.items()}
+        self._others = {name: position(members) for name, members in self._compared.items()}
+        self._selection.mask(self.components)
+        if twin is None:
+            self._watch = BatchWatch(self.components, model)
+        else:
+            from attribution.updates.adapters import EffectiveGradients
+
+            modules = {site: twin.originals[site.module(self.components.parts)] for site in sites(self.components.parts)}
+            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), modules)
+        self._watch.discarded = self.skipped
+        self._step = BatchStep(self.components, self._watch, self._optimizer, self._scaler)
+
+    def _open(self) -> Record:
+        if isinstance(self._path, RunWriter):
+            record = Record(self._path, own=False)
+        else:
+            model = self.components.parts.model
+            record = Record(RunWriter(self._path, {
+                "model": model.config.name_or_path or type(model).__name__,
+                "recipe": "a loop of its own",
+                "probes": [{"name": probe.name, "samples": len(probe.samples)} for probe in self._probe_sets],
+                "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
+                "sets": {name: len(positions) for name, positions in {**self._positions, **self._others}.items()},
+                **self._settings,
+            }, parts=self._resume and self._resume["parts"]), own=True)  # fmt: skip
+        if self.tokenizer is not None:
+            record.writer.vocabulary([str(self.tokenizer.decode([i])) for i in range(self.components.parts.vocabulary)])
+        return record
+
+    def _read_start(self) -> None:
+        self._ablated: int | None = None
+        self._start = self._copies()
+        # where steps are left out, shares run from the last recorded weights, and the batch's from the last
+        self._since = self._start if self._recorded.of == "all" else self._copies()
+        self._first = {reader.name: reader.start() for reader in self._readers}
+        self._record.add("probes", [{"step": 0, "probe": name, "metric": m, "kl": 0.0} for name, m in self._first.items()])
+        self._write_behaviour()
+        self._rows = Rows(self.components, self._everything, [reader.causes for reader in self._readers], self._selection)
+        self._milestone(0, ends=True)
+        self._describe()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """As `_read_start`, with what was read then."""
+        self._record.restore(state)
+        self._ablated, self._first = state["ablated"], state["first"]
+        self._start = self._copies()
+        self._since = self._start if self._recorded.of == "all" else self._copies()
+        start = load((self._record.writer.path / START).read_bytes())
+        for reader in (*self._readers, *self._watches):
+            prefix = f"{reader.name}\t"
+            reader.restore({key.removeprefix(prefix): value for key, value in start.items() if key.startswith(prefix)})
+        self._rows = Rows(self.components, self._everything, (), self._selection)
+        if not self._everything:
+            self._rows.restore(np.array(state["exact"], dtype=np.int64))
+
+    def _describe(self) -> None:
+        self._record.note(*self._rows.rules)
+        if self._twin is not None:
+            self._record.note(*self._twin.not_measured)
+        self._record.describe(model=shape(self.components), adapters=self._twin is not None)
 
     # One step
 
@@ -220,31 +333,20 @@ class Recorder:
         self._depth += 1  # an optimizer whose step calls its parent's fires the hooks for both
         if self._depth > 1:
             return
-        with self._timed(), torch.no_grad():
-            watched = self._watch.take()
-            gradients = self._watch.gradients(watched)
-            stored = self.components.stored
-            consumed = {name: parameter.grad for name, parameter in stored.items() if parameter.grad is not None}
-            norm = get_total_norm(list(consumed.values())).item()
-            if not norm < float("inf"):
+        self._record.settle()
+        with self._record.timed(), torch.no_grad():
+            self._overflow = overflowed(self._optimizer)
+            seen = self._step.look()
+            if not (self._overflow or seen.grad_norm < float("inf")):
                 raise RecordError(
-                    f"step {self.steps + 1}: the gradient is not finite (norm {norm}, loss {watched.loss}); lower the learning "
-                    f"rate or check the samples; {self.steps} steps are recorded in {self.writer.path}"
+                    f"step {self.steps + 1}: the gradient is not finite (norm {seen.grad_norm}, loss {seen.watched.loss}); "
+                    f"lower the learning rate or check the samples; {self.steps} steps are recorded in "
+                    f"{self._record.writer.path}"
                 )
-            for name, parameter in stored.items():
-                self._start[name].copy_(parameter)
-            reduce = self.components.reduce
-            self._before = _Before(
-                watched=watched,
-                gradients=gradients,
-                versions={name: gradient._version for name, gradient in consumed.items()},
-                causes=self._watch.causes(watched, gradients),
-                squares={
-                    "weight_norm": reduce(lambda use: use.parameter.square()),
-                    "grad_norm": reduce(lambda use: gradients[use.name].square() if use.name in gradients else None),
-                },
-                grad_norm=norm,
-            )
+            if self._recorded.due(self.steps + 1) and not self._overflow:
+                self._copies(self._start)
+                seen = self._step.before(seen)
+            self._before = seen
 
     def _step_ends(self) -> None:
         self._depth -= 1
@@ -253,193 +355,91 @@ class Recorder:
         before, self._before = self._before, None
         if before is None:
             raise RecordError("the optimizer ended a step that the recorder did not see begin; attach it between steps")
-        self.steps += 1
-        with self._timed(), self._watch.paused():
-            path = Path(self.components, self._start)
-            again = self._watch.again(before.watched) if self._after else None
-            groups = self._batch_groups(before, path)
-            self._write_batch(before, groups, again)
-            for reader in self._readers:
-                self._write_probe(reader.name, reader.step(path))
-            self._write_behaviour()
-            if self._due(self.steps):
-                self._milestone(self.steps, ends=False)
-            update_norm = get_total_norm(list(path.delta.values())).item()
-        self._write_step(before, update_norm, groups["grad_dot_update"].sum().item(), again)
-        if time.perf_counter() - self._flushed > FLUSH_SECONDS:
-            self._flush()
+        self._record.steps += 1
+        row = {**self._step.row(before), "skipped": self._overflow}
+        if before.squares:
+            with self._record.timed(), self._watch.paused():
+                row |= self._write_step(before)
+        self._record.step(row)
 
-    def _batch_groups(self, before: _Before, path: Path) -> dict[str, Tensor]:
-        """Per group: squared norms of weights, gradient and change, <g, dtheta>, and the fraction of changed elements."""
-        reduce, source, gradients = self.components.reduce, self.components.source, before.gradients
-        stored = self.components.stored
-        products = reduce(lambda use: gradients[use.name] * path.delta[source[use.name]] if use.name in gradients else None)
-        if any(getattr(stored[name].grad, "_version", None) != version for name, version in before.versions.items()):
-            self.note("<g, dtheta>: this optimizer writes into the gradients, which cannot be read after its step.")
-            products = torch.full_like(products, float("nan"))
-        changed = reduce(lambda use: (path.delta[source[use.name]] != 0).float())
+    def _write_step(self, before: Before) -> dict[str, Any]:
+        """The whole of one step, after it; returns what it adds to the row in `steps`."""
+        if self._twin is not None:
+            self._twin.refresh()
+        path = Path(self.components, self._start)
+        again = self._watch.again(before.watched) if self._after else None
+        groups, notes = self._step.after(before, path)
+        self._write_batch(before, groups, again)
+        since = path if self._since is self._start else Path(self.components, self._since)
+        for reader in self._readers:
+            self._write_probe(reader.name, reader.step(since))
+        if self._since is not self._start:
+            self._copies(self._since)
+        self._write_behaviour()
+        if self._milestones.due(self.steps):
+            self._milestone(self.steps, ends=False)
+        self._record.note(*notes)
         return {
-            **before.squares,
-            "update_norm": reduce(lambda use: path.delta[source[use.name]].square()),
-            "grad_dot_update": products,
-            "changed": changed / self.components.sizes,
+            "update_norm": get_total_norm(list(path.delta.values())).item(),
+            "grad_dot_update": groups["grad_dot_update"].sum().item(),
+            "batch_after": again[0] if again else None,
         }
 
-    def _write_batch(self, before: _Before, groups: Mapping[str, Tensor], again: tuple[float, Tensor] | None) -> None:
-        self._rows.choose(before.causes)
-        columns = {**groups, "cause_before": self._rows.of_components(before.causes)}
+    def _write_batch(self, before: Before, groups: Mapping[str, Tensor], again: tuple[float, Tensor] | None) -> None:
+        self._rows.choose(before.columns["cause_before"].nan_to_num())
+        found = dict(before.columns)
         if again is not None:
-            columns["cause_after"] = self._rows.of_components(again[1])
-        self._add_components(BATCH, columns)
+            found["cause_after"] = again[1]
+        self._add_components(BATCH, {**groups, **{name: self._rows.of_components(value) for name, value in found.items()}})
 
     def _write_probe(self, name: str, step: Step) -> None:
         found = step.shares
-        self._add_components(name, {
-            "cause_before": self._rows.of_components(step.before),
-            "cause_after": self._rows.of_components(step.after),
-            "share": found.share,
-        })  # fmt: skip
-        self._write("probes", [{
+        columns = {column: self._rows.of_components(value) for column, value in step.columns.items()}
+        self._add_components(name, {**columns, "share": found.share})
+        self._record.add("probes", [{
             "step": self.steps, "probe": name, "metric": step.metric, "kl": step.kl, "change": found.change,
             "share_sum": found.share.sum().item(), "residual": found.residual, "resolved": found.resolved,
             "passes": found.passes - 1,
         }])  # fmt: skip
 
-    def _write_step(self, before: _Before, update_norm: float, products: float, again: tuple[float, Tensor] | None) -> None:
-        watched, clip = before.watched, before.watched.clip_factor
-        if watched.normalizer is None:
-            self.note(
-                "Causes on the training batch are those of minus the loss as optimized, which is no mean log-probability."
-            )
-        if clip is None:
-            self.note(
-                "Clip factor: no single factor explains the consumed gradient in some step; there, batch causes contain it."
-            )
-        now, seconds = time.perf_counter(), self._seconds
-        self._write("steps", [{
-            "step": self.steps, "loss": watched.loss, "learning_rate": self._optimizer.param_groups[0]["lr"],
-            "grad_norm": before.grad_norm, "grad_norm_raw": before.grad_norm / clip if clip else None, "clip_factor": clip,
-            "update_norm": update_norm, "grad_dot_update": products, "normalizer": watched.normalizer,
-            "batch_before": watched.log_prob, "batch_after": again[0] if again else None,
-            "seconds": now - self._last, "recorder_seconds": seconds - self._seconds_at_last,
-        }])  # fmt: skip
-        self._last, self._seconds_at_last = now, seconds
+    def _add_components(self, probe: str, columns: Mapping[str, Tensor]) -> None:
+        whole = self._milestones.due(self.steps)
+        self._record.add("components", self._rows.frame(self.steps, probe, columns, whole=whole))
 
     def _write_behaviour(self) -> None:
-        """What is read at the start and after every step alike: watched sets, and named sets ablated jointly."""
+        """What is read at the start and after every recorded step alike: watched sets, and named sets ablated jointly."""
         for watch in self._watches:
             metric, divergence = watch.read()
-            self._write("probes", [{"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence}])
+            self._record.add("probes", [{"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence}])
+        due = self.steps % self._settings["compared_every"] == 0
         for place, reader in enumerate(self._readers):
-            due = self.steps % self._compared_every == 0
-            others = due and not (place and self._primary_only)
+            others = due and not (place and self._settings["primary_only"])
             sets = {**self._positions, **self._others} if others else self._positions
             if sets:
-                self.writer.add("sets", reader.influence_of_sets(sets).assign(step=self.steps, probe=reader.name))
+                self._record.add("sets", reader.influence_of_sets(sets).assign(step=self.steps, probe=reader.name))
             if self._positions and reader.beside and due:
                 beside = reader.influence_beside(self._positions)
-                self.writer.add("sets", beside.assign(step=self.steps, probe=reader.name))
-
-    # Milestones
-
-    def _due(self, step: int) -> bool:
-        if isinstance(self._milestones, tuple):
-            return step in self._milestones
-        return self._milestones == "log" and step & (step - 1) == 0
+                self._record.add("sets", beside.assign(step=self.steps, probe=reader.name))
 
     def _milestone(self, step: int, *, ends: bool) -> None:
         """Ablate exactly what has not been ablated at this step."""
         done = self._rows.heads if self._ablated == step else []
-        whole = ends and (self._singles == "all" or (self._singles == "end" and step > 0))
+        singles, primary_only = self._settings["singles"], self._settings["primary_only"]
+        whole = ends and (singles == "all" or (singles == "end" and step > 0))
         for place, reader in enumerate(self._readers):
-            exact = self._rows.exact if whole and not (place and self._primary_only) else self._rows.heads
+            exact = self._rows.exact if whole and not (place and primary_only) else self._rows.heads
             positions = np.setdiff1d(exact, done)
             if len(positions):
-                self.writer.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
+                self._record.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
         self._ablated = step
 
-    # The run directory
-
-    def note(self, sentence: str) -> None:
-        """Say on the record what could not be measured."""
-        self._notes[sentence] = None
-
-    def _open(self) -> None:
-        if isinstance(self._path, RunWriter):
-            self.writer = self._path
-        else:
-            config = {
-                "model": self.components.parts.model.config.name_or_path or type(self.components.parts.model).__name__,
-                "recipe": "a loop of its own",
-                "probes": [{"name": probe.name, "samples": len(probe.samples)} for probe in self._probe_sets],
-                "metric": self._metric,
-                "reference": self._reference,
-                "milestones": self._milestones,
-                "everything": self._everything,
-                "batch_after": self._batch_after,
-                "share_passes": self._share_passes,
-                "sets": {name: len(positions) for name, positions in {**self._positions, **self._others}.items()},
-                "compared_every": self._compared_every,
-                "beside": self._beside,
-                "primary_only": self._primary_only,
-                "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
-                "singles": self._singles,
-            }
-            self.writer = RunWriter(self._path, config)
-        if self.tokenizer is not None:
-            self.writer.vocabulary([str(self.tokenizer.decode([i])) for i in range(self.components.parts.vocabulary)])
-        self._flushed, self._ablated = time.perf_counter(), None
-
-    def _describe(self) -> None:
-        if not self._rows.everything:
-            self.note(f"Neurons and rows: {self._rows.rule}")
-        self.writer.meta({
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._started)),
-            "versions": versions(),
-            "model": shape(self.components),
-            "seconds": {"total": round(time.time() - self._started, 2), "recorder": round(self._seconds, 2)},
-            "not_measured": list(self._notes),
-        })  # fmt: skip
-
-    def _add_components(self, probe: str, columns: Mapping[str, Tensor]) -> None:
-        self.writer.add("components", self._rows.frame(self.steps, probe, columns, whole=self._due(self.steps)))
-
-    def _write(self, frame: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            self.writer.add(frame, pd.DataFrame(rows))
-
-    def _flush(self) -> None:
-        self.writer.flush()
-        self.writer.status("running", step=self.steps)
-        self._flushed = time.perf_counter()
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds += time.perf_counter() - begun
-
-
-def recordable(model: nn.Module, optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer whose hooks show every step of this model.
-
-    Raises:
-        RecordError: a training that cannot be recorded truthfully, with the reason.
-    """
-    while type(optimizer).__name__ == "AcceleratedOptimizer":  # never initialised as a torch optimizer: it has no hooks
-        optimizer = optimizer.optimizer
-    if "deepspeed" in type(optimizer).__module__ or not isinstance(optimizer, torch.optim.Optimizer):
-        raise RecordError(
-            f"{type(optimizer).__name__} is no torch optimizer, so its steps cannot be seen; train with one (under several "
-            "processes with FSDP2 instead of DeepSpeed)"
-        )
-    if isinstance(model, nn.DataParallel):
-        raise RecordError(
-            "DataParallel runs replicas that cannot be recorded; launch with `accelerate launch`, or use one device"
-        )
-    own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        raise RecordError("this optimizer holds no parameter of this model; attach the recorder to the one that trains it")
-    return optimizer
+    def _copies(self, into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights that training can change, as they are now."""
+        stored = self.components.stored
+        if into is None:
+            moving = frozenset() if self._twin is None else self._twin.moving
+            trained = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
+            return {name: p.detach().clone() for name, p in stored.items() if p in trained or name in moving}
+        for name, copy in into.items():
+            copy.copy_(stored[name].detach())
+        return into

@@ -1,8 +1,9 @@
 """Which components are written at a step, and the tidy rows themselves.
 
-Heads and the remainder are written at every step. Neurons and rows too where the model is small; where it is large,
-their sums per layer, and a fixed choice of single ones: those with the largest first-order causes before training, and
-as many at random, chosen once, so that no row is selected on the outcome.
+Heads and the remainder are written at every recorded step. Neurons and rows too where the model is small; where it is
+large, their sums per layer, and a fixed choice of single ones: those with the largest first-order causes before
+training, and as many at random, chosen once, so that no row is selected on the outcome. What a selection leaves out is
+in the sums of its layer, so that shares still add up.
 
 Knows the partition; knows nothing about how values were measured.
 """
@@ -16,10 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attribution.components import Components
+from attribution.components import KINDS, Components
+from attribution.updates.selection import Selection
 
 CHOSEN = 64  # neurons, and rows, by cause; as many again at random
-SQUARED = ("weight_norm", "grad_norm", "update_norm")  # columns given as squares, which add up; written as norms
+SQUARED = ("weight_norm", "grad_norm", "update_norm", "intended_norm")  # given as squares, which add up; written as norms
+_ADD_UP = ("cause_before", "cause_after", "grad_dot_update", "share", *SQUARED)
 
 
 class Rows:
@@ -27,33 +30,48 @@ class Rows:
 
     Args:
         components: of the model.
-        everything: write every component at every step.
+        everything: write every selected component at every recorded step.
         causes: first-order causes before training, Float64 [components] each, to choose by.
+        selection: which components may be written one at a time.
 
     Attributes:
-        heads: positions of all heads in `Components.table`.
+        heads: positions of the selected heads in `Components.table`.
         exact: positions of the components ablated exactly at both ends.
     """
 
-    def __init__(self, components: Components, everything: bool, causes: Sequence[Tensor]):
+    def __init__(self, components: Components, everything: bool, causes: Sequence[Tensor], selection: Selection | None = None):
         self.components, self.everything = components, everything
         table = components.table
-        self._kinds = {kind: np.flatnonzero(table["kind"] == kind) for kind in ("head", "neuron", "row")}
-        self.heads = self._kinds["head"]
-        self.exact = np.arange(len(table)) if everything else self.heads
+        mask = (selection or Selection()).mask(components)
+        self._selected = {kind: np.flatnonzero(mask & (table["kind"] == kind).to_numpy()) for kind in KINDS}
+        counts = table["kind"].value_counts()
+        self._in_part = [kind for kind in KINDS if len(self._selected[kind]) < counts[kind]]
+        self.heads = self._selected["head"]
+        self.exact = np.flatnonzero(mask) if everything else self.heads
         self._output = torch.as_tensor(components.output_groups)
-        self._written: np.ndarray | None = np.arange(components.group_count) if everything else None
+        self._whole = self._groups(np.flatnonzero(mask))
+        self._written: np.ndarray | None = self._whole if everything else None
+        if not everything:
+            self._in_part = list(dict.fromkeys([*self._in_part, "neuron", "row"]))
         if causes:
             self.choose(torch.stack([cause.abs() for cause in causes]).sum(0))
 
     @property
-    def rule(self) -> str:
+    def rules(self) -> list[str]:
         """What is left out, in words."""
-        return (
-            f"between milestones, single neurons and rows were written for the {CHOSEN} of each kind with the largest "
-            f"first-order causes before training and {CHOSEN} at random, the others as sums per layer; the same ones were "
-            "ablated exactly."
-        )
+        whole = self.components.table["kind"].value_counts()
+        found = [
+            f"Single {kind}s: {len(self._selected[kind])} of {whole[kind]} were selected, the others are in the sums of layers."
+            for kind in KINDS
+            if len(self._selected[kind]) < whole[kind]
+        ]
+        if not self.everything:
+            found.append(
+                f"Neurons and rows: between milestones, single neurons and rows were written for the {CHOSEN} of each kind "
+                f"with the largest first-order causes before training and {CHOSEN} at random, the others as sums per layer; "
+                "the same ones were ablated exactly."
+            )
+        return found
 
     def choose(self, score: Tensor) -> None:
         """Fix the choice by a score, Float [components]; later calls change nothing."""
@@ -62,13 +80,16 @@ class Rows:
         size, generator = score.abs().cpu().numpy(), np.random.default_rng(0)
         picked = [self.heads]
         for kind in ("neuron", "row"):
-            positions = self._kinds[kind]
+            positions = self._selected[kind]
             ranked = positions[np.argsort(-size[positions], kind="stable")]
             rest = ranked[CHOSEN:]
             picked += [ranked[:CHOSEN], generator.choice(rest, min(CHOSEN, len(rest)), replace=False)]
-        self.exact = np.sort(np.concatenate(picked))
-        chosen = self.components.group_mask(self.exact) | self.components.remainder_mask
-        self._written = np.flatnonzero(chosen.numpy())
+        self.restore(np.sort(np.concatenate(picked)))
+
+    def restore(self, exact: np.ndarray) -> None:
+        """Fix the choice as it was fixed before, by positions in `Components.table`."""
+        self.exact = exact
+        self._written = self._groups(exact)
 
     def of_components(self, values: Tensor) -> Tensor:
         """Values per component as values per group: on output weights, NaN elsewhere."""
@@ -82,17 +103,23 @@ class Rows:
         Args:
             step, probe: of these rows.
             columns: Float64 [groups] each; those in `SQUARED` as squares.
-            whole: write every group at this step.
+            whole: write every selected component at this step.
         """
         values = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
         table = pd.concat([self.components.groups, values], axis=1)
-        rows = table if whole or self._written is None else table.iloc[self._written]
-        if not self.everything:
-            apart = table[table["kind"].isin(("neuron", "row"))]
-            sums = apart.groupby(["kind", "layer", "part"], sort=False)[list(columns)].sum(min_count=1).reset_index()
-            rows = pd.concat([rows, sums.drop(columns="changed", errors="ignore").assign(index=-1)], ignore_index=True)
+        rows = table.iloc[self._whole if whole or self._written is None else self._written]
+        if self._in_part:
+            apart = table[table["kind"].isin(self._in_part)]
+            added = [name for name in columns if name in _ADD_UP]
+            sums = apart.groupby(["kind", "layer", "part"], sort=False)[added].sum(min_count=1).reset_index()
+            rows = pd.concat([rows, sums.assign(index=-1)], ignore_index=True)
         rows = rows.assign(step=step, probe=probe)
         for name in SQUARED:
             if name in rows:
                 rows[name] = np.sqrt(rows[name])
         return rows
+
+    def _groups(self, positions: np.ndarray) -> np.ndarray:
+        """Every part of these components, and the remainder."""
+        chosen = self.components.group_mask(positions) | self.components.remainder_mask
+        return np.flatnonzero(chosen.numpy())

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribution.capture import evaluating, scored_logits
-from attribution.components import Components
+from attribution.capture import evaluating, scored_logits, sites, tapped
+from attribution.components import Components, Use
 from attribution.metrics import Metric
 from attribution.samples import Batch
+from attribution.updates.sizes import Sizes
 
 TOLERANCE, FLOOR = 0.01, 1e-5  # a residual within TOLERANCE |change| + FLOOR (metric units) is resolved
 PASSES = 9  # forward and backward passes that one step's shares may take on one probe set
+_LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,40 @@ class Reading:
         metric: mean over samples.
         gradients: of that mean, per use.
         logits: at scored positions, one per batch.
+        sizes: of activations, and of the gradient of each sample's own metric; None where they were not asked for.
     """
 
     metric: float
     gradients: dict[str, Tensor]
     logits: list[Tensor]
+    sizes: Sizes | None = None
 
 
-def read(components: Components, batches: Sequence[Batch], metric: Metric) -> Reading:
-    """Metric and gradient of the model as it is, dropout off, `.grad` untouched, tied weights parted by use."""
+def read(components: Components, batches: Sequence[Batch], metric: Metric, *, sized: bool = False) -> Reading:
+    """Metric and gradient of the model as it is, dropout off, `.grad` untouched, tied weights parted by use.
+
+    Args:
+        components, batches, metric: what to read.
+        sized: measure the sizes of activations and their gradients too.
+    """
     total, gradients, logits = 0.0, {}, []
+    sizes = Sizes(components) if sized else None
+    wanted = sites(components.parts) if sized else []
     samples = sum(len(batch) for batch in batches)
-    with torch.enable_grad(), evaluating(components.parts.model), components.untied(), _all_trainable(components):
+    with torch.enable_grad(), evaluating(components.parts.model), components.untied(), all_trainable(components):
         for batch in batches:
-            found = scored_logits(components.parts, batch)
+            with tapped(components.parts, wanted, differentiable=True) as seen:
+                found = scored_logits(components.parts, batch)
             mean = metric(found, batch).sum() / samples
-            for name, gradient in components.gradients(mean).items():
+            now = components.gradients(mean, {**seen, _LOGITS: found} if sizes else None)
+            if sizes:  # of each sample's own metric, not of the mean over samples
+                sizes.add_rows(found.detach(), now.pop(_LOGITS) * samples)
+                sizes.add(seen, {site: now.pop(site) * samples for site in seen}, batch.mask)
+            for name, gradient in now.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
             total += mean.item()
             logits.append(found.detach())
-    return Reading(total, gradients, logits)
+    return Reading(total, gradients, logits, sizes)
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class Path:
 
     Args:
         components: of the model.
-        start: weights at s = 0, by the names of `Components.stored`.
+        start: weights at s = 0, by the names of `Components.stored`; those left out did not change.
 
     Attributes:
         delta: end minus start, by the same names.
@@ -136,13 +152,25 @@ class Path:
 
     def __init__(self, components: Components, start: Mapping[str, Tensor]):
         self.components, self.start = components, start
-        self.delta = {name: parameter.detach() - start[name] for name, parameter in components.stored.items()}
+        self.delta = {name: components.stored[name].detach() - then for name, then in start.items()}
         self._end: dict[str, Tensor] | None = None
 
+    def change(self, use: Use) -> Tensor | None:
+        """What the path changes in a use of a parameter; None where nothing."""
+        return self.delta.get(self.components.source[use.name])
+
+    def reduced(self, value: Callable[[Use, Tensor], Tensor | None]) -> Tensor:
+        """Sum of an elementwise function of a use and its change, within every group: Float64 [groups]."""
+
+        def of(use: Use) -> Tensor | None:
+            change = self.change(use)
+            return None if change is None else value(use, change)
+
+        return self.components.reduce(of)
+
     def products(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """<gradient_c, dtheta_c>: Float64 [groups]."""
-        source = self.components.source
-        return self.components.reduce(lambda use: gradients[use.name] * self.delta[source[use.name]])
+        """<gradient_c, dtheta_c>: Float64 [groups]. A use without a gradient counts as zero."""
+        return self.reduced(lambda use, change: gradients[use.name] * change if use.name in gradients else None)
 
     def node(self, s: float, reading: Reading) -> Node:
         return Node(s, reading.metric, self.products(reading.gradients))
@@ -152,16 +180,16 @@ class Path:
         """Put the model at s; afterwards the end weights are copied back bit by bit."""
         stored = self.components.stored
         if self._end is None:
-            self._end = {name: parameter.detach().clone() for name, parameter in stored.items()}
+            self._end = {name: stored[name].detach().clone() for name in self.delta}
         try:
             with torch.no_grad():
-                for name, parameter in stored.items():
-                    parameter.copy_(self.start[name] + s * self.delta[name])
+                for name, change in self.delta.items():
+                    stored[name].copy_(self.start[name] + s * change)
             yield
         finally:
             with torch.no_grad():
-                for name, parameter in stored.items():
-                    parameter.copy_(self._end[name])
+                for name, end in self._end.items():
+                    stored[name].copy_(end)
 
 
 def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Reading, end: Reading, passes: int = PASSES) -> Shares:
@@ -175,7 +203,7 @@ def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Reading,
 
 
 @contextmanager
-def _all_trainable(components: Components) -> Iterator[None]:
+def all_trainable(components: Components) -> Iterator[None]:
     """Let gradients reach frozen parameters too, so that the sum rule covers every parameter."""
     frozen = [use.parameter for use in components.uses if not use.parameter.requires_grad]
     for parameter in frozen:

@@ -162,3 +162,25 @@ def test_hooks_are_gone_after_stop(tiny):
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     assert not any(getattr(module, kind) for module in model.modules() for kind in kinds)
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_the_batch_is_repeated_under_checkpointing(tiny, reentrant):
+    """Where segments are reentrant, gradients of their parameters cannot be asked for: they are repeated without."""
+    causes = []
+    for checkpointing in (False, True):
+        model = tiny("llama").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        watch = BatchWatch(Components(model))
+        watch.start()
+        ids = torch.arange(3, 17).view(2, 7)
+        model(input_ids=ids, labels=ids).loss.backward()
+        found = watch.again(watch.take())
+        watch.stop()
+        assert found is not None
+        causes.append(found[1])
+        assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules()) == checkpointing
+    torch.testing.assert_close(causes[0], causes[1], rtol=1e-5, atol=1e-7)
+    assert causes[0][:8].abs().min() > 1e-5

@@ -1,20 +1,25 @@
 """The recorder in a stock SFTTrainer: the same weights bit by bit, dropout on, and rows for every step."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from attribution.causes import attribute
+from attribution.components import Components
 from attribution.errors import RecordError
 from attribution.models import load
-from attribution.samples import encode
+from attribution.samples import collate, encode
 from attribution.store import BATCH, read_run
 from attribution.updates.callback import RecorderCallback
 
 
-def trainer(model, tokenizer, training, directory, callbacks=(), **settings):
+def trainer(model, tokenizer, training, directory, callbacks=(), peft_config=None, **settings):
     rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in encode(tokenizer, training)]
     arguments = {
         "output_dir": str(directory), "max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
@@ -24,7 +29,7 @@ def trainer(model, tokenizer, training, directory, callbacks=(), **settings):
     }  # fmt: skip
     return SFTTrainer(
         model=model, args=SFTConfig(**{**arguments, **settings}), train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer, callbacks=list(callbacks),
+        processing_class=tokenizer, callbacks=list(callbacks), peft_config=peft_config,
     )  # fmt: skip
 
 
@@ -39,24 +44,28 @@ def with_dropout(tokenizer):
     return LlamaForCausalLM(config)
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"gradient_accumulation_steps": 2}, {"activation_checkpointing": True}, {"optim": "sgd", "max_grad_norm": 0.05}],
     ids=["plain", "accumulation", "checkpointing", "sgd, clipped"],
 )
-def test_weights_are_bit_identical_with_and_without(tmp_path, fresh, training, probes, settings):
+def test_weights_are_bit_identical_with_and_without(tmp_path, fresh, training, probes, settings, lora):
     tokenizer = fresh.tokenizer
+    if lora:
+        settings = {**settings, "peft_config": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear")}
     ends, losses = [], []
     for recording in (False, True):
         model = with_dropout(tokenizer)
-        start = {name: p.clone() for name, p in model.state_dict().items()}
         callbacks = [RecorderCallback(tmp_path / "run", probes=probes, milestones="log")] if recording else []
         made = trainer(model, tokenizer, training, tmp_path / "trainer", callbacks, **settings)
+        start = {name: p.clone() for name, p in made.model.state_dict().items()}
         made.train()
-        ends.append({name: p.clone() for name, p in model.state_dict().items()})
+        ends.append({name: p.clone() for name, p in made.model.state_dict().items()})
         losses.append([row["loss"] for row in made.state.log_history if "loss" in row])
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in start)
-    assert sum(not torch.equal(start[name], ends[0][name]) for name in start) > len(start) / 2
+    moved = [name for name in start if not torch.equal(start[name], ends[0][name])]
+    assert (len(moved) > len(start) / 2 and not lora) or {"lora_A", "lora_B"} == {name.split(".")[-3] for name in moved}
     assert losses[0] == losses[1]
     run = read_run(tmp_path / "run")
     assert run.steps["step"].tolist() == [1, 2, 3] and run.result is not None
@@ -136,3 +145,49 @@ def test_after_an_exception_the_record_can_be_closed(tmp_path, fresh, training, 
     run = read_run(tmp_path / "run")
     assert run.status["state"] == "interrupted" and run.steps["step"].tolist() == [1, 2]
     assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_lora_is_recorded_in_the_space_of_effective_weights(tmp_path, fresh, training, probes):
+    """Against the merged models before and after: changes, causes, metrics, shares, and the gradient autograd gives W."""
+    model, tokenizer = fresh
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "o_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(5)
+    callback = RecorderCallback(tmp_path / "run", probes=probes, everything=True, milestones="ends", share_passes=9)
+    size = len(training)
+    made = trainer(
+        model, tokenizer, training, tmp_path / "t", [callback], config, max_steps=1, per_device_train_batch_size=size,
+        learning_rate=1e-2, max_grad_norm=0.05,
+    )  # fmt: skip
+    before = copy.deepcopy(made.model).merge_and_unload()
+    made.train()
+    after = copy.deepcopy(made.model).merge_and_unload()
+    run = read_run(tmp_path / "run")
+    assert run.meta["adapters"] is True and run.steps["clip_factor"].iloc[0] < 1
+    index = Components(before)
+    change = {name: q.detach() - p.detach() for (name, p), q in zip(before.named_parameters(), after.parameters(), strict=True)}
+    batch = run.parts[run.parts["probe"] == BATCH]
+    norms = index.reduce(lambda use: change[use.name].square()).sqrt()
+    assert batch["update_norm"].to_numpy() == pytest.approx(norms.numpy(), abs=1e-6) and norms.max() > 1e-2
+    assert set(run.parts.loc[run.parts["update_norm"] > 0, "part"]) == {"writing", "routing"}
+
+    for when, merged in (("before", before), ("after", after)):
+        expected = attribute(merged, tokenizer, training, method="gradient", metric="log_prob").table["effect"] * size
+        found = batch.loc[batch["part"].eq("writing"), f"cause_{when}"].to_numpy()
+        heads_and_neurons = len(found) if when == "after" else index.parts.depth * (index.parts.heads + index.parts.neurons)
+        assert found[:heads_and_neurons] == pytest.approx(expected[:heads_and_neurons].to_numpy(), abs=2e-4)
+        assert np.isnan(found[heads_and_neurons:]).all() and expected[:heads_and_neurons].abs().max() > 1
+    batched = collate(encode(tokenizer, training))
+    logits = before.requires_grad_(True).lm_head(before.base_model(batched.ids).last_hidden_state)
+    torch.nn.functional.cross_entropy(logits[batched.scored], batched.tokens).backward()
+    weight = before.get_parameter("model.layers.1.self_attn.q_proj.weight")
+    heads = (weight.grad * run.steps["clip_factor"].iloc[0]).view(index.parts.heads, -1).norm(dim=1)
+    rows = batch[(batch["kind"] == "head") & (batch["layer"] == 1) & (batch["part"] == "routing")]
+    assert rows["grad_norm"].to_numpy() == pytest.approx(heads.numpy(), rel=1e-4)
+
+    for probe in probes:
+        values = [attribute(m, tokenizer, probe.samples, method="gradient").table["effect"] for m in (before, after)]
+        rows = run.parts[(run.parts["probe"] == probe.name) & run.parts["part"].eq("writing")]
+        assert rows["cause_before"].to_numpy() == pytest.approx(values[0].to_numpy(), abs=1e-4)
+        assert rows["cause_after"].to_numpy() == pytest.approx(values[1].to_numpy(), abs=1e-4)
+    row = run.probes[run.probes["step"] == 1].iloc[0]
+    assert abs(row["change"]) > 1e-2 and bool(row["resolved"])

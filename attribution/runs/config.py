@@ -1,0 +1,155 @@
+"""The config of one run: plain data, which imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from attribution.errors import ConfigError
+from attribution.recipes import Recipe, recipe_named
+from attribution.recipes.sft import SFT
+from attribution.store import config_hash
+
+_NOT_IN_THE_HASH = {"seed", "device", "inputs", "checkpoint_seconds"}
+_Kind = Literal["head", "neuron", "row"]
+
+
+class RunConfig(BaseModel):
+    """What one run does. Written into the run directory, from which it can be replayed.
+
+    Attributes:
+        model: an embedded model, a folder or a hub id.
+        recipe: how to train: a recipe's name, or path/to/file.py:Name, which is code and runs with your rights.
+        training: the recipe's own settings.
+        data: JSONL file of samples to train on.
+        probes: JSONL files of held-out samples, one per probe set; a set is called by its file's name.
+        counterfactuals: JSONL files of cue-neutral samples, one per probe set, for mean and resample ablation.
+        watched: JSONL files of samples of which only log-odds and KL are read, at every step; neutral prompts, say.
+        sets: named sets of components, ablated jointly at every step and grafted: a JSON file, or "model" where the model
+            comes with mechanisms of its own.
+        compared: JSON file of further named sets, ablated like those and not grafted; wrong partitions, say.
+        compared_every: at every how many steps compared sets are ablated.
+        beside: further readings of the influence of `sets`, at the steps of `compared`: with the mean over counterfactuals, of
+            the model as it is (mean) or was at the start (base mean), or with the norms of output weights before training.
+        primary_only: ablate compared sets, single neurons and rows, and read `beside`, on the first probe set alone.
+        singles: which components are ablated one at a time: all, heads alone, or heads and, after the last step, all.
+        grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets.
+        linear_grafts: number of random sets whose measured graft is compared with the sum of their shares; 0: none.
+        metric: what is read of a response: log_odds, log_odds_per_token, log_prob or logit_difference.
+        reference: what ablated activations are replaced by.
+        milestones: when heads are ablated exactly between the ends: log (steps 1, 2, 4, …), ends (not at all), every k-th
+            step, or a list of steps.
+        steps: which steps are recorded whole, in the same words, or all; shares run from one to the next.
+        kinds: of components that are written and ablated one at a time; the others are in the sums of their layer.
+        layers: of those; by default all.
+        heads: of those, as pairs of layer and head; by default all.
+        everything: write every neuron and row at every step; by default where the model is small.
+        batch_after: one more pass over the training batch after each step; by default where the model is small.
+        share_passes: gradient evaluations allowed for the update shares of one step on one probe set.
+        seed: of data order and dropout.
+        device: where the model lives, cpu or cuda.
+        allow_pickle: open weights stored as pickle too, which can run code; only for files that you trust.
+        checkpoint_seconds: a run that is killed loses at most what it did in this time; its checkpoints are removed when it is
+            finished. None: none are asked for, and those that the recipe asks for are kept.
+        inputs: SHA-256 of every file read; filled in by the run, and checked when it is replayed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "planted"
+    recipe: str = "sft"
+    training: SerializeAsAny[Recipe] = Field(default_factory=SFT)
+    data: str
+    probes: tuple[str, ...]
+    counterfactuals: tuple[str, ...] = ()
+    watched: tuple[str, ...] = ()
+    sets: str | None = None
+    compared: str | None = None
+    compared_every: int = Field(default=1, ge=1)
+    beside: tuple[Literal["mean", "base mean", "norms before training"], ...] = ()
+    primary_only: bool = False
+    singles: Literal["all", "heads", "end"] = "all"
+    grafts: Literal["all", "heads", "sets"] = "all"
+    linear_grafts: int = Field(default=0, ge=0)
+    metric: str = "log_odds"
+    reference: Literal["zero", "mean", "resample"] = "zero"
+    milestones: Literal["log", "ends"] | int | tuple[int, ...] = "log"
+    steps: Literal["all", "log", "ends"] | int | tuple[int, ...] = "all"
+    kinds: tuple[_Kind, ...] = ("head", "neuron", "row")
+    layers: tuple[int, ...] | None = None
+    heads: tuple[tuple[int, int], ...] | None = None
+    everything: bool | None = None
+    batch_after: bool | None = None
+    share_passes: int = Field(default=9, ge=2)
+    seed: int = 0
+    device: str = "cpu"
+    allow_pickle: bool = False
+    checkpoint_seconds: float | None = Field(default=60.0, ge=0)
+    inputs: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _training_of_the_recipe(cls, given: Any) -> Any:
+        """Settings that come as plain data, or not at all, become those of the recipe that the config names."""
+        if not isinstance(given, dict) or isinstance(given.get("training", {}), Recipe):
+            return given
+        recipe = recipe_named(str(given.get("recipe", "sft")))
+        try:
+            return {**given, "training": recipe.model_validate(given.get("training", {}))}
+        except ValidationError as error:
+            raise ConfigError(f"training: {first_error(error, recipe)}") from None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> RunConfig:
+        """Read a config written by a run, or by hand.
+
+        Raises:
+            ConfigError: it is not JSON, or holds an unknown key or a wrong value.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read the config {path}: {error.strerror}; name a config.json") from None
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {first_error(error, cls)}") from None
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits that name the run, whatever its seed and device."""
+        return config_hash(self.model_dump(mode="json", exclude=_NOT_IN_THE_HASH))
+
+
+def first_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint of a validation of `model` as one sentence."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; expected {', '.join(model.model_fields)}"
+    if first["type"] == "missing":
+        return f"{where} is missing; expected a value"
+    return f"{where}: {first['msg']} (got {str(first['input'])[:80]!r})"
+
+
+def directory(config: RunConfig, root: str | os.PathLike[str], arm: str | None = None) -> Path:
+    """Where a run belongs below a study's root: <arm>-<hash8>/seed-<s>."""
+    name = arm or Path(config.recipe.rpartition(":")[2]).stem
+    return Path(root) / f"{name}-{config.hash}" / f"seed-{config.seed}"
+
+
+def digests(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of every input file. Raises ConfigError when a replay names another content."""
+    found = {}
+    for name in (config.data, *config.probes, *config.counterfactuals, *config.watched, *filter(None, [config.compared])):
+        try:
+            found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        except OSError:
+            continue  # reading it as samples says what is wrong
+        if config.inputs.get(name, found[name]) != found[name]:
+            raise ConfigError(
+                f"{name} has changed since this config was written; restore it, or remove `inputs` from the config"
+            )
+    return found

@@ -1,0 +1,59 @@
+"""The run directory: what is written, when it counts as finished, and how it is read back as tidy frames.
+
+Knows files, JSON and parquet; knows nothing about models or torch, so that reading a run never imports them.
+
+    runs/<study>/<arm>-<hash8>/seed-<s>/
+      config.json               what was asked; another config in the same directory is an error
+      meta.json                 versions, model shape, cost; vocabulary.json: the words of the unembedding rows
+      status.json               running | failed | interrupted | finished, and how far; log.txt: when what was done
+      start.safetensors         what the model said at the start, for resuming
+      steps.parquet/            one row per optimizer step
+      probes.parquet/           step x probe set
+      components.parquet/       step x probe set x component part
+      influence.parquet/        milestone x probe set x component: exact ablation
+      sets.parquet/             step x probe set x named set of components: joint ablation
+      grafts.parquet/           probe set x component
+      set_grafts.parquet/       probe set x named set x set ablated meanwhile
+      linear_grafts.parquet/    probe set x random set of components
+      result.json               written last: the completion marker
+
+Every file appears under a temporary name and is renamed, so a reader never meets half of one. The columns of each
+frame, with units, are in `COLUMNS`.
+"""
+
+from __future__ import annotations
+
+from attribution.store.columns import (
+    BASE_MEAN,
+    BATCH,
+    BESIDE,
+    COLUMNS,
+    FORMAT,
+    NORMS_KEPT,
+    OWN_MEAN,
+    TRAINING,
+)
+from attribution.store.files import read_json, write_atomic, write_json
+from attribution.store.reader import Run, find_runs, read_run
+from attribution.store.writer import RunWriter, claim, config_hash, is_finished
+
+__all__ = [
+    "BASE_MEAN",
+    "BATCH",
+    "BESIDE",
+    "COLUMNS",
+    "FORMAT",
+    "NORMS_KEPT",
+    "OWN_MEAN",
+    "TRAINING",
+    "Run",
+    "RunWriter",
+    "claim",
+    "config_hash",
+    "find_runs",
+    "is_finished",
+    "read_json",
+    "read_run",
+    "write_atomic",
+    "write_json",
+]

@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all, and the lock of a directory. Knows nothing of runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from attribution.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two processes in one directory are not noticed
+    fcntl = None
+
+TEMPORARY, LOCK = ".tmp-", ".lock"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to disk and rename it.
+
+    Raises:
+        RunError: the directory cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; keys keep their order."""
+    write_atomic(path, (json.dumps(value, indent=2, default=plain) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises RunError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: {path.parent} is not a run directory, or not a whole one") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); restore it or run again in another directory") from None
+
+
+def locked(path: Path) -> IO[str]:
+    """The lock of a run directory, held until it is closed or its process ends, however that happens.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / LOCK, "w")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise RunError(
+                f"{path} is being written by another process, or by an open recorder of this one; wait until that ends, or "
+                "name another directory"
+            ) from None
+    return file
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

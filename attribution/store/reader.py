@@ -1,0 +1,133 @@
+"""Reading a run directory back as tidy frames, each when it is first asked for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attribution.errors import RunError
+from attribution.store.columns import COLUMNS, FORMAT
+from attribution.store.files import read_json
+from attribution.store.writer import is_finished
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back; every frame is read when first asked for. Columns and units: `COLUMNS`."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        return read_json(self.path / "meta.json")
+
+    @cached_property
+    def status(self) -> dict[str, Any]:
+        return read_json(self.path / "status.json")
+
+    @cached_property
+    def result(self) -> dict[str, Any] | None:
+        """The result, or None while the run is not finished."""
+        return read_json(self.path / "result.json") if is_finished(self.path) else None
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """Word of every unembedding row; empty when the recorder was given no tokenizer."""
+        path = self.path / "vocabulary.json"
+        return read_json(path) if path.exists() else []
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        return self._frame("steps")
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        return self._frame("probes")
+
+    @cached_property
+    def parts(self) -> pd.DataFrame:
+        """All that was recorded, one row per step, probe set and *part* of a component."""
+        return self._frame("components")
+
+    @cached_property
+    def components(self) -> pd.DataFrame:
+        """The same with the parts of each component put together: shares, causes and products added, norms combined."""
+        parts = self.parts
+        keys = ["step", "probe", "kind", "layer", "index"]
+        remainder = parts["kind"] == "remainder"
+        whole = parts[~remainder].copy()
+        norms = ["weight_norm", "grad_norm", "update_norm"]
+        whole[norms] = whole[norms].astype("float64") ** 2
+        sums = ["cause_before", "cause_after", "grad_dot_update", "share", *norms]
+        grouped = whole.groupby(keys, sort=False, observed=True)
+        joined = grouped[sums].sum(min_count=1)
+        joined[norms] = np.sqrt(joined[norms])
+        joined["changed"] = grouped["changed"].mean()
+        rest = parts[remainder].rename(columns={"part": "name"})
+        return pd.concat([joined.reset_index(), rest], ignore_index=True)
+
+    @cached_property
+    def influence(self) -> pd.DataFrame:
+        return self._frame("influence")
+
+    @cached_property
+    def sets(self) -> pd.DataFrame:
+        return self._frame("sets")
+
+    @cached_property
+    def grafts(self) -> pd.DataFrame:
+        return self._frame("grafts")
+
+    @cached_property
+    def set_grafts(self) -> pd.DataFrame:
+        return self._frame("set_grafts")
+
+    @cached_property
+    def linear_grafts(self) -> pd.DataFrame:
+        return self._frame("linear_grafts")
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        files = sorted((self.path / f"{name}.parquet").glob("part-*.parquet"))
+        if not files:
+            return pd.DataFrame(columns=list(COLUMNS[name]))
+        try:
+            parts = [pd.read_parquet(file) for file in files]
+        except (OSError, ValueError) as error:
+            raise RunError(f"a part of {self.path / name}.parquet cannot be read ({error}); restore it or run again") from None
+        for column in parts[0].select_dtypes("category"):  # one dtype, however the rows were split into parts
+            words = sorted(set().union(*(part[column].cat.categories for part in parts)))
+            for part in parts:
+                part[column] = part[column].cat.set_categories(words)
+        return pd.concat(parts, ignore_index=True)
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run directory.
+
+    Raises:
+        RunError: there is no run, or it was written by a newer version of this package.
+    """
+    run = Run(Path(path))
+    if not (run.path / "config.json").is_file():
+        raise RunError(f"{run.path} holds no run (no config.json); `attribution ls` lists the runs below a directory")
+    if (run.path / "meta.json").exists() and run.meta.get("format", FORMAT) > FORMAT:
+        raise RunError(
+            f"{run.path} was written in format {run.meta['format']}, this version reads {FORMAT}; upgrade attribution"
+        )
+    return run
+
+
+def find_runs(root: str | os.PathLike[str]) -> list[Path]:
+    """Every run directory at or below `root`, sorted by path; records that were moved aside are left out."""
+    found = (path.parent for path in Path(root).glob("**/config.json") if (path.parent / "status.json").exists())
+    return sorted(path for path in found if ".interrupted-" not in path.name)

@@ -1,0 +1,127 @@
+"""One optimizer step on the training batch: what the pre-hook can see, and what the step made of it, per group.
+
+Knows the batch, the gradients as consumed and the path of the weights; knows nothing about probe sets or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from attribution.components import Components
+from attribution.updates.batch import BatchWatch, Watched
+from attribution.updates.planned import plannable, planned_step
+from attribution.updates.share import Path
+
+
+@dataclass(frozen=True)
+class Before:
+    """One step as the pre-hook saw it.
+
+    Attributes:
+        watched: the batch.
+        grad_norm: of the gradient as consumed.
+        gradients: as consumed, by use; these and all below empty at steps of which only the row in `steps` is kept.
+        versions: of the gradients, to notice an optimizer that writes into them.
+        columns: by name, Float64 [components], of the frame `components`.
+        squares: by name, Float64 [groups].
+    """
+
+    watched: Watched
+    grad_norm: float
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[nn.Parameter, int] = field(default_factory=dict)
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+
+
+class BatchStep:
+    """Reads the batch around the optimizer's step.
+
+    Args:
+        components: of the model; under adapters, of its plain twin.
+        watch: of the training passes.
+        optimizer: that steps.
+        scaler: the loss scaler, where there is one.
+    """
+
+    def __init__(self, components: Components, watch: BatchWatch, optimizer: torch.optim.Optimizer, scaler: Any = None):
+        self.components, self.watch, self.optimizer, self.scaler = components, watch, optimizer, scaler
+        rounded = any(parameter.dtype.itemsize < 4 for parameter in self._trained())
+        self._plans = rounded and plannable(optimizer) and watch.effective is None
+
+    def look(self) -> Before:
+        """The batch and the norm of its gradient, which takes next to nothing."""
+        handed = getattr(self.optimizer, "grad_scale", None)  # to a fused optimizer, which divides by it itself
+        consumed_scale = 1.0 if handed is None else float(handed)
+        scale = float(self.scaler.get_scale()) if self.scaler is not None else consumed_scale
+        watched = self.watch.take(scale, consumed_scale)
+        gradients = [parameter.grad for parameter in self._trained() if parameter.grad is not None]
+        return Before(watched, get_total_norm(gradients).item() / consumed_scale)
+
+    def before(self, seen: Before) -> Before:
+        """The same with causes, sizes and norms."""
+        watched, reduce = seen.watched, self.components.reduce
+        gradients = self.watch.gradients(watched)
+        squares = {
+            "weight_norm": reduce(lambda use: use.parameter.detach().square()),
+            "grad_norm": reduce(lambda use: gradients[use.name].square() if use.name in gradients else None),
+        }
+        if self._plans:
+            held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+            squares["intended_norm"] = reduce(
+                lambda use: planned_step(self.optimizer, use.parameter).square() if use.parameter in held else None
+            )
+        return Before(
+            watched,
+            seen.grad_norm,
+            gradients,
+            {p: p.grad._version for p in self._trained() if p.grad is not None},
+            {
+                "cause_before": self.watch.causes(watched, gradients),
+                "activation_before": watched.sizes.activation,
+                "gradient_before": watched.sizes.gradient * ((watched.normalizer or 1.0) / watched.scale),
+            },
+            squares,
+        )
+
+    def after(self, before: Before, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+        """Columns per group (squared norms of weights, gradient and change, <g, dtheta>, fraction changed), and notes."""
+        products, notes = path.products(before.gradients), []
+        if any(getattr(p.grad, "_version", None) != version for p, version in before.versions.items()):
+            notes.append("<g, dtheta>: this optimizer writes into the gradients, which cannot be read after its step.")
+            products = torch.full_like(products, float("nan"))
+        if before.watched.normalizer is None:
+            notes.append(
+                "Causes on the training batch are those of minus the loss as optimized, which is no mean log-probability."
+            )
+        if before.watched.clip_factor is None:
+            notes.append(
+                "Clip factor: no single factor explains the consumed gradient in some step; there, batch causes contain it."
+            )
+        return {
+            **before.squares,
+            "update_norm": path.reduced(lambda _use, change: change.square()),
+            "grad_dot_update": products,
+            "changed": path.reduced(lambda _use, change: (change != 0).float()) / self.components.sizes,
+        }, notes
+
+    def row(self, before: Before) -> dict[str, Any]:
+        """Columns of the frame `steps` that the pre-hook knows."""
+        watched, clip = before.watched, before.watched.clip_factor
+        return {
+            "loss": watched.loss,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "grad_norm": before.grad_norm,
+            "grad_norm_raw": before.grad_norm / clip if clip else None,
+            "clip_factor": clip,
+            "normalizer": watched.normalizer,
+            "batch_before": watched.log_prob,
+        }
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,118 @@
+"""The record being written: rows on their way to the run directory, the last step's row, notes, and the time it took.
+
+Knows the run directory and clocks; knows nothing about how values were measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+
+from attribution.store import RunWriter
+from attribution.updates.provenance import versions
+
+FLUSH_SECONDS = 5.0
+
+
+class Record:
+    """What a recorder writes, and when it leaves memory.
+
+    Args:
+        writer: of the run directory.
+        own: whether this record opened it and so finishes it.
+
+    Attributes:
+        steps: optimizer steps made so far.
+    """
+
+    def __init__(self, writer: RunWriter, *, own: bool):
+        self.writer, self.own, self.steps = writer, own, 0
+        self._notes: dict[str, None] = {}
+        self._row: dict[str, Any] | None = None
+        self._started, self._flushed = time.time(), time.perf_counter()
+        self._last, self._recorder_seconds, self._at_last = time.perf_counter(), 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the record began."""
+        return round(time.time() - self._started, 2)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the block as the recorder's own time."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._recorder_seconds += time.perf_counter() - begun
+
+    def note(self, *sentences: str) -> None:
+        """Say on the record what could not be measured."""
+        self._notes |= dict.fromkeys(sentences)
+
+    def add(self, frame: str, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+        if len(rows):
+            self.writer.add(frame, rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows))
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Keep the row of the step that was just made, until the next begins: a trainer may have more to say on it."""
+        if row["skipped"]:
+            self.note("Some updates were skipped (`skipped` in steps): their gradients were dropped, and no weight moved.")
+        now = time.perf_counter()
+        self._row = {
+            **row, "step": self.steps, "seconds": now - self._last, "recorder_seconds": self._recorder_seconds - self._at_last,
+        }  # fmt: skip
+        self._last, self._at_last = now, self._recorder_seconds
+
+    def logged(self, values: Mapping[str, Any]) -> None:
+        """What a trainer logged about the last step: its reward, and its loss where the pass did not tell."""
+        if self._row is not None:
+            self._row["reward"] = values.get("reward", self._row.get("reward"))
+            if self._row.get("loss") is None:
+                self._row["loss"] = values.get("loss")
+
+    def settle(self) -> None:
+        """Nothing more will be said on the last step; write what has waited long enough."""
+        if self._row is not None:
+            self.add("steps", [self._row])
+            self._row = None
+        if time.perf_counter() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self.writer.flush()
+        self.writer.status("running", step=self.steps)
+        self._flushed = time.perf_counter()
+
+    def describe(self, **about: Any) -> None:
+        """Write meta.json: versions, cost, what was not measured, and what is given here."""
+        self.writer.meta({
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._started)),
+            "versions": versions(),
+            **about,
+            "seconds": {"total": self.seconds, "recorder": round(self._recorder_seconds, 2)},
+            "not_measured": list(self._notes),
+        })  # fmt: skip
+
+    def close(self, error: BaseException) -> None:
+        """Failed or interrupted, with what was recorded."""
+        self.writer.flush()
+        state = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+        self.writer.status(state, step=self.steps, error=f"{type(error).__name__}: {error}")
+        if self.own:
+            self.writer.close()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed record goes on from; all rows so far are flushed."""
+        self.settle()
+        self.flush()
+        return {"steps": self.steps, "parts": dict(self.writer.parts), "notes": list(self._notes), "seconds": self.seconds}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.note(*state["notes"])
+        self._started -= state["seconds"]

@@ -1,0 +1,141 @@
+"""How large activations and their gradients are, per component: root mean square over real tokens.
+
+Of a head, the length of its slice; of a neuron, its entry; of a row, its logit minus the vocabulary mean at scored
+positions. Squares are summed batch by batch, so nothing of the size of an activation is kept.
+
+Knows activations and gradients; knows nothing about what the gradient is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribution.capture import Site, sites
+from attribution.components import Components
+
+Key = Site | str
+_ROWS = "rows"
+
+
+class Sizes:
+    """Sums of squares over tokens, of activations and of gradients.
+
+    Args:
+        components: of the model.
+    """
+
+    def __init__(self, components: Components):
+        self.components = components
+        self._activation: dict[Key, Tensor] = {}
+        self._gradient: dict[Key, Tensor] = {}
+        self._tokens: dict[Key, int] = {}
+
+    def add(self, seen: Mapping[Site, Tensor], gradients: Mapping[Site, Tensor], mask: Tensor) -> None:
+        """Activations of one batch, Float [sample, position, feature], and gradients with respect to them."""
+        tokens = int(mask.sum())
+        for site, value in seen.items():
+            self.add_squares(site, squares(value, mask), squares(gradients[site], mask), tokens)
+
+    def add_rows(self, logits: Tensor, gradient: Tensor) -> None:
+        """Logits at scored positions, Float [token, vocabulary], and the gradient with respect to them."""
+        centred = logits - logits.mean(-1, keepdim=True)
+        self.add_squares(_ROWS, squares(centred, None), squares(gradient, None), len(logits))
+
+    def add_squares(self, key: Key, activation: Tensor, gradient: Tensor, tokens: int) -> None:
+        """Sums of squares over so many tokens."""
+        for sums, value in ((self._activation, activation), (self._gradient, gradient)):
+            sums[key] = sums[key] + value if key in sums else value
+        self._tokens[key] = self._tokens.get(key, 0) + tokens
+
+    @property
+    def activation(self) -> Tensor:
+        """Float64 [components], NaN where nothing was added."""
+        return self._sizes(self._activation)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Float64 [components], NaN where nothing was added."""
+        return self._sizes(self._gradient)
+
+    def _sizes(self, sums: Mapping[Key, Tensor]) -> Tensor:
+        parts = self.components.parts
+        blocks: list[tuple[Key, int, int]] = [
+            *((Site("head", layer), parts.heads, parts.head_dim) for layer in range(parts.depth)),
+            *((Site("neuron", layer), parts.neurons, 1) for layer in range(parts.depth)),
+            (_ROWS, parts.vocabulary, 1),
+        ]
+        unknown = torch.full((), float("nan"), dtype=torch.float64)
+        found = [
+            sums[key].cpu().double().view(count, width).sum(1) / self._tokens[key] if key in sums else unknown.expand(count)
+            for key, count, width in blocks
+        ]
+        return torch.cat(found).sqrt()
+
+
+def squares(value: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum of squares over the tokens of a mask, all where it is None: Float32 or wider [feature]."""
+    value = value.detach()
+    if mask is not None and not bool(mask.all()):
+        value = value[mask.bool()]
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return torch.linalg.vector_norm(value.flatten(0, -2), dim=0, dtype=dtype).square()
+
+
+class TrainingSizes:
+    """Watches the sizes in a model's own training passes, between `start` and `stop`.
+
+    Squares of an activation are taken in the forward pass and counted only when a gradient reaches it, so passes that
+    are not trained on, and recomputation under checkpointing, add nothing.
+
+    Args:
+        components: of the model.
+        modules: the output linears as the training pass runs them, by site; those of `components` if left out.
+    """
+
+    def __init__(self, components: Components, modules: Mapping[Site, nn.Module] | None = None):
+        self.components = components
+        self._modules = modules or {site: site.module(components.parts) for site in sites(components.parts)}
+        self._handles: list[Any] = []
+        self._paused = False
+        self._found = Sizes(components)
+        self.mask: Tensor | None = None  # of the pass under way; None: every token is real
+
+    def start(self) -> None:
+        self._handles = [module.register_forward_pre_hook(partial(self._look, site)) for site, module in self._modules.items()]
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused, before = True, self._paused
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def take(self) -> Sizes:
+        """What was added since the last call."""
+        found, self._found = self._found, Sizes(self.components)
+        return found
+
+    def _look(self, site: Site, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        value = args[0]
+        if self._paused or not torch.is_grad_enabled() or not value.requires_grad:
+            return
+        mask = self.mask if self.mask is not None and self.mask.shape == value.shape[:-1] else None
+        activation = squares(value, mask)
+        tokens = value.shape[:-1].numel() if mask is None else int(mask.sum())
+
+        def arrived(gradient: Tensor) -> None:
+            self._found.add_squares(site, activation, squares(gradient, mask), tokens)
+
+        value.register_hook(arrived)
