@@ -8,7 +8,7 @@ To add a family, add a row. Paths of layer parts are relative to one layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "olmo2": replace(_LLAMA, attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm"),
     "gpt2": Architecture(
         layers="transformer.h",
         attention_out="attn.c_proj",

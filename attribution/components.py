@@ -165,13 +165,16 @@ class Components:
         Returns:
             Float64 [groups], on the CPU.
         """
-        total = torch.zeros(self.group_count, dtype=torch.float64)
+        owners, sums = [], []
         for use in self.uses:
-            if output_only and not use.output:
-                continue
-            array = value(use)
+            array = value(use) if use.output or not output_only else None
             if array is not None:
-                total.index_add_(0, use.owners, use.sums(array).cpu().double())
+                owners.append(use.owners)
+                sums.append(use.sums(array))
+        total = torch.zeros(self.group_count, dtype=torch.float64)
+        if sums:
+            together = torch.cat([each.to(sums[0].device) for each in sums])  # a device is waited for once, not for each use
+            total.index_add_(0, torch.cat(owners), together.cpu().double())
         return total
 
     @cached_property

@@ -27,6 +27,7 @@ TINY = {
     "mistral": {**_COMMON, "num_key_value_heads": 4},
     "qwen2": {**_COMMON, "num_key_value_heads": 1},
     "qwen3": {**_COMMON, "num_key_value_heads": 2, "head_dim": 6},
+    "olmo2": {**_COMMON, "num_key_value_heads": 2},
     "gpt2": {
         "vocab_size": VOCABULARY, "n_embd": WIDTH, "n_inner": NEURONS, "n_layer": DEPTH, "n_head": HEADS, "n_positions": 32,
         "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2,

@@ -16,6 +16,7 @@ REMAINDER = {
     "mistral": {"keys", "values", "norms", "embedding", "final norm"},
     "qwen2": {"keys", "values", "norms", "embedding", "final norm", "biases"},
     "qwen3": {"keys", "values", "norms", "embedding", "final norm"},
+    "olmo2": {"keys", "values", "norms", "embedding", "final norm"},
     "gpt2": {"keys", "values", "norms", "embedding", "final norm", "biases", "positions"},
 }
 

@@ -236,8 +236,13 @@ def test_anatomy_knows_the_sizes(tiny, family, tied):
     parts = anatomy(tiny(family, tied))
     wide = family in ("llama", "qwen3")
     assert (parts.depth, parts.heads, parts.head_dim, parts.neurons, parts.vocabulary) == (2, 4, 6 if wide else 4, 20, 23)
-    assert parts.kv_heads == {"llama": 2, "mistral": 4, "qwen2": 1, "qwen3": 2, "gpt2": 4}[family]
+    assert parts.kv_heads == {"llama": 2, "mistral": 4, "qwen2": 1, "qwen3": 2, "olmo2": 2, "gpt2": 4}[family]
     assert parts.tied == tied
+    if family == "olmo2":  # what is added to the stream comes out of a norm
+        layers = parts.model.model.layers
+        assert parts.branch(1, "attention") is layers[1].post_attention_layernorm
+        assert parts.branch(0, "mlp") is layers[0].post_feedforward_layernorm
+        return
     assert parts.branch(1, "attention") is parts.attention_out[1] and parts.branch(0, "mlp") is parts.mlp_out[0]
 
 

@@ -306,3 +306,26 @@ def test_of_a_large_model_causes_are_measured_for_all_heads_and_a_choice(tmp_pat
     largest = neurons.loc[neurons["effect"].abs().nlargest(64).index, ["layer", "index"]]
     measured = set(map(tuple, causes.loc[causes["kind"] == "neuron", ["layer", "index"]].to_numpy().tolist()))
     assert set(map(tuple, largest.to_numpy().tolist())) <= measured
+
+
+def test_a_run_with_adapters_ends_in_grafts_of_effective_weights(tmp_path, data):
+    """Grafts of a LoRA run are those of the merged model: its changes sit where adapters are, and add up as recorded."""
+    lora = {"rank": 4, "targets": ("q_proj", "o_proj", "down_proj")}
+    given = config_of(data, training=SFT(max_steps=2, batch_size=4, learning_rate=1e-2, lora=lora), everything=True)
+    run(given, tmp_path / "run", page=False)
+    found = read_run(tmp_path / "run")
+    assert found.meta["adapters"] is True and found.result is not None
+    moved = found.parts[found.parts["update_norm"] > 0]
+    assert set(moved["part"]) == {"writing", "routing"} and "row" not in set(moved["kind"])
+    heads = found.grafts[found.grafts["kind"] == "head"]
+    assert heads["graft"].abs().max() > 1e-4 and (found.grafts.loc[found.grafts["kind"] == "row", "graft"] == 0).all()
+    for name, group in found.probes[found.probes["step"] > 0].groupby("probe", observed=True):
+        if name not in (TRAINING,):
+            assert group["resolved"].all()
+    assert RunConfig.read(tmp_path / "run" / "config.json").training.lora.rank == 4
+
+
+def test_lora_settings_that_peft_refuses_are_a_sentence(tmp_path, data):
+    given = config_of(data, training=SFT(max_steps=2, lora={"targets": ("nothing",)}))
+    with pytest.raises(ConfigError, match="nothing"):
+        run(given, tmp_path / "run", page=False)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from attribution.errors import ConfigError
 
@@ -50,6 +50,33 @@ class Setting:
     directory: Path
     callbacks: list[Any]
     progress: bool = False
+
+
+class Lora(BaseModel):
+    """Adapters of low rank on linear layers (Hu et al. 2021): W + alpha / rank * B A, with A and B trained.
+
+    Attributes:
+        rank: of every adapter.
+        alpha: the scale, times the rank.
+        dropout: inside the adapter, while training.
+        targets: which linears carry one: names of modules, or "all-linear" for all but the unembedding.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+    def build(self) -> Any:
+        """The configuration of PEFT."""
+        from peft import LoraConfig
+
+        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
+        return LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
 
 
 class Recipe(BaseModel, ABC):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from attribution.errors import ConfigError, DataError
-from attribution.recipes import Recipe, Setting
+from attribution.recipes import Lora, Recipe, Setting
 
 
 class SFT(Recipe):
@@ -26,6 +26,7 @@ class SFT(Recipe):
         max_grad_norm: the gradient is clipped to this norm; 0 does not clip.
         weight_decay: decoupled.
         disable_dropout: set every dropout of the model to zero.
+        lora: train adapters of low rank instead of the weights.
         trainer: further arguments of trl.SFTConfig, which override the above.
     """
 
@@ -37,6 +38,7 @@ class SFT(Recipe):
     max_grad_norm: float = Field(default=1.0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     disable_dropout: bool = True
+    lora: Lora | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     def build(self, setting: Setting) -> Any:
@@ -74,6 +76,7 @@ class SFT(Recipe):
             "use_cpu": setting.model.device.type == "cpu",
             "dataloader_pin_memory": False,
             "save_strategy": "no",
+            "save_total_limit": 2,  # of the checkpoints that the run asks for
             "logging_steps": 1,
             "report_to": "none",
             "disable_tqdm": not setting.progress,
@@ -87,6 +90,7 @@ class SFT(Recipe):
                 train_dataset=Dataset.from_list(rows),
                 processing_class=setting.tokenizer,
                 callbacks=setting.callbacks,
+                peft_config=self.lora.build() if self.lora else None,
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"trl.SFTTrainer refuses these settings: {str(error).splitlines()[0]}") from error

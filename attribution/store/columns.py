@@ -93,6 +93,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "number": "of a random set of components, 0, 1, …; each has as many of every kind and layer as any other",
         "predicted": "sum of the update shares of its members over the run, metric units",
         "graft": "metric(start + the change of all its members) - metric(start)",
+        "prune": "metric(end) - metric(end - the change of all its members)",
     },
     "grafts": {
         **_KEY,

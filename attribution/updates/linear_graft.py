@@ -1,9 +1,11 @@
 """Do update shares add up? The sum of the shares of a random set of components, against the measured graft of the set.
 
-Linear graft score of a probe set: the rank correlation, over random sets S, of sum_{c in S} U_c with
-metric(theta_0 + dtheta_S) - metric(theta_0); after the linear datamodelling score (Park et al. 2023). Every set has as
-many members of each kind and layer as any other, since of sets that differ in size the bigger one does more whatever its
-members are. The remainder, which belongs to no component, stays at the start.
+Linear graft score of a probe set: the rank correlation, over random sets S, of sum_{c in S} U_c with the graft
+metric(theta_0 + dtheta_S) - metric(theta_0); after the linear datamodelling score (Park et al. 2023). A share is an average
+over the path on which all else changes too, and a graft of few components is read where nothing else has: so the score is
+given against the mean of graft and prune-back as well, which reads each set from both ends. Every set has as many members
+of each kind and layer as any other, since of sets that differ in size the bigger one does more whatever its members are.
+The remainder, which belongs to no component, stays as it is.
 
 Knows two models, the partition and a table of shares; knows nothing about how shares are measured.
 """
@@ -35,9 +37,10 @@ class LinearGraft:
     """The score and what it was computed from.
 
     Attributes:
-        table: one row per probe set and random set: probe, number (of the set), predicted, graft (metric units, mean over
-            samples).
-        scores: one row per probe set: probe, spearman, pearson, n (sets); NaN where one side is the same for all sets.
+        table: one row per probe set and random set: probe, number (of the set), predicted, graft, prune (metric units, mean
+            over samples).
+        scores: one row per probe set: probe, spearman, pearson (with the graft), spearman_both_ends, pearson_both_ends (with
+            the mean of graft and prune-back), n (sets); NaN where one side is the same for all sets.
     """
 
     table: pd.DataFrame
@@ -82,18 +85,19 @@ def linear_graft(
     check_same_parameters(before, after)
     read, found = metric_named(metric), readable(before, tokenizer, probes)
     share = {probe: _of_components(before, shares, probe) for probe in found}
-    start = {probe: level(before, batches, read) for probe, batches in found.items()}
+    ends = {probe: (level(before, batches, read), level(after, batches, read)) for probe, batches in found.items()}
     chosen = tqdm(
         random_sets(before, sets, fraction, seed), total=sets, disable=not progress, unit="set", desc="sets", leave=False
     )
     rows = []
     for number, positions in enumerate(chosen):
-        with swapped(before, after, before.group_mask(positions)):
-            rows += [
-                (probe, number, share[probe][positions].sum(), level(before, batches, read) - start[probe])
-                for probe, batches in found.items()
-            ]
-    table = pd.DataFrame(rows, columns=["probe", "number", "predicted", "graft"])
+        mask = before.group_mask(positions)
+        with swapped(before, after, mask):
+            graft = {probe: level(before, batches, read) - ends[probe][0] for probe, batches in found.items()}
+        with swapped(after, before, mask):
+            prune = {probe: ends[probe][1] - level(after, batches, read) for probe, batches in found.items()}
+        rows += [(probe, number, share[probe][positions].sum(), graft[probe], prune[probe]) for probe in found]
+    table = pd.DataFrame(rows, columns=["probe", "number", "predicted", "graft", "prune"])
     return LinearGraft(table, scores(table))
 
 
@@ -122,18 +126,25 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     """Rank and linear correlation of predicted and measured grafts, per probe set, in the order they first appear.
 
     Args:
-        table: columns probe, predicted, graft.
+        table: columns probe, predicted, graft, prune.
 
     Returns:
-        One row per probe set: probe, spearman, pearson, n.
+        One row per probe set, as in `LinearGraft.scores`.
     """
     rows = []
     for probe, own in table.groupby("probe", sort=False, observed=True):
-        predicted, graft = own["predicted"].to_numpy(float), own["graft"].to_numpy(float)
-        varied = len(own) >= FEWEST and np.ptp(predicted) > 0 and np.ptp(graft) > 0
-        found = [float(f(predicted, graft).statistic) for f in (spearmanr, pearsonr)] if varied else [np.nan] * 2
-        rows.append((probe, *found, len(own)))
-    return pd.DataFrame(rows, columns=["probe", "spearman", "pearson", "n"])
+        predicted, graft, prune = (own[name].to_numpy(float) for name in ("predicted", "graft", "prune"))
+        from_start, from_both = _correlations(predicted, graft), _correlations(predicted, (graft + prune) / 2)
+        rows.append((probe, *from_start, *from_both, len(own)))
+    columns = ["probe", "spearman", "pearson", "spearman_both_ends", "pearson_both_ends", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _correlations(predicted: np.ndarray, measured: np.ndarray) -> list[float]:
+    """Of ranks, and linear; NaN where there is none."""
+    if len(predicted) < FEWEST or not (np.ptp(predicted) > 0 and np.ptp(measured) > 0):
+        return [np.nan] * 2
+    return [float(f(predicted, measured).statistic) for f in (spearmanr, pearsonr)]
 
 
 def _members(count: int, fraction: float) -> int:

@@ -213,3 +213,18 @@ def test_it_works_on_frozen_weights(tiny, family, batch, agree):
     with torch.no_grad():
         agree(first_order(index, batch, zeros(index.parts), log_odds), expected)
     assert len(sites(index.parts)) == 4
+
+
+@pytest.mark.parametrize(("family", "vanishes"), [("olmo2", True), ("llama", False)])
+def test_where_a_norm_follows_first_order_causes_sum_to_zero_in_each_module(tiny, tokenizer, samples, family, vanishes):
+    """Euler's theorem: behind a norm the metric does not depend on the scale of what a module writes, so <W, dM/dW> = 0."""
+    model = tiny(family)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                continue
+            parameter.mul_(3)  # so that the norm's epsilon is small beside what it divides
+    table = attribute(model, tokenizer, samples, method="gradient").table.query("kind != 'row'")
+    for _, module in table.groupby(["kind", "layer"]):
+        size = module["effect"].abs().sum()
+        assert size > 1e-3 and (abs(module["effect"].sum()) < 1e-3 * size) == vanishes

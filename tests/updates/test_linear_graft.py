@@ -1,6 +1,7 @@
 """The linear graft score where the truth is known: changes so small that grafts add up, shares that are shuffled, none."""
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 from attribution.components import Components
 from attribution.errors import ConfigError, DataError, ModelError
-from attribution.metrics import log_odds
+from attribution.metrics import log_odds, metric_named
 from attribution.models import load
 from attribution.recipes.sft import SFT
 from attribution.runs import RunConfig, run
-from attribution.samples import ProbeSet, Sample, collate, encode, write_samples
+from attribution.samples import ProbeSet, Sample, batches, collate, encode, write_samples
 from attribution.store import read_run
 from attribution.updates import update_shares
+from attribution.updates.graft import level, swapped
 from attribution.updates.linear_graft import linear_graft, random_sets, scores
 from attribution.updates.recorder import Recorder
 from attribution.updates.share import Path, read, shares
@@ -83,7 +85,8 @@ def test_where_grafts_are_linear_the_sum_of_shares_is_the_graft(small):
         for _, own in found.table.groupby("probe"):
             assert own["number"].tolist() == list(range(200))
             assert own["graft"].std() > 1e-7
-            assert (own["predicted"] - own["graft"]).abs().max() < 1e-3 * own["graft"].std()  # the same, not only in order
+            for measured in ("graft", "prune"):  # the same, not only in order
+                assert (own["predicted"] - own[measured]).abs().max() < 1e-3 * own["graft"].std()
 
 
 def test_shares_of_other_components_predict_nothing(planted, probes):
@@ -117,6 +120,22 @@ def test_a_change_that_is_not_small_is_not_predicted_so_well(tiny):
     first_order = table_of(base, near)
     found = linear_graft(base, tuned, first_order, tokenizer=TOKENIZER, probes=PROBES, sets=60).scores
     assert (found["spearman"] < 0.98).all()
+
+
+def test_prune_backs_are_read_at_the_end(tiny):
+    """Prune-backs are those of the set taken out of the tuned model, and differ from grafts where changes interact."""
+    base = tiny("llama", dtype=torch.float64)
+    tuned = shifted(base, 0.3)
+    table = linear_graft(base, tuned, table_of(base, tuned), tokenizer=TOKENIZER, probes=PROBES, sets=40).table
+    index, read = Components(base), metric_named("log_odds")
+    after = Components(tuned)
+    found = batches(encode(TOKENIZER, PROBES[0].samples), 64, torch.device("cpu"))
+    whole = level(after, found, read)
+    for number, positions in enumerate(itertools.islice(random_sets(index, 40), 3)):
+        with swapped(after, index, index.group_mask(positions)):
+            expected = whole - level(after, found, read)
+        row = table[(table["probe"] == PROBES[0].name) & (table["number"] == number)].iloc[0]
+        assert row["prune"] == pytest.approx(expected) and abs(row["prune"] - row["graft"]) > 1e-3
 
 
 def test_the_remainder_stays_at_the_start(tiny):
@@ -184,11 +203,14 @@ def test_scores_are_computed_within_a_probe_set_and_are_none_of_a_constant():
         "probe": pd.Categorical(["b"] * 4 + ["a"] * 4 + ["c"] * 4 + ["d"] * 2),
         "predicted": [1.0, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2],
         "graft": [1.0, 4, 9, 16, 4, 3, 2, 1, 5, 5, 5, 5, 1, 2],
+        "prune": [9.0, 2, 1, -16, 0, 3, 6, 9, 1, 2, 3, 4, 1, 2],
     })  # fmt: skip
     found = scores(table).set_index("probe")
     assert found.index.tolist() == ["b", "a", "c", "d"] and found["n"].tolist() == [4, 4, 4, 2]
     assert found.loc["b", "spearman"] == pytest.approx(1) and 0.9 < found.loc["b", "pearson"] < 0.999
-    assert found.loc["a", "spearman"] == pytest.approx(-1)
+    assert found.loc["a", "spearman"] == pytest.approx(-1) and found.loc["a", "spearman_both_ends"] == pytest.approx(1)
+    both = found["spearman_both_ends"]
+    assert both["b"] == pytest.approx(-(0.4**0.5)) and both["c"] == pytest.approx(1)
     assert found.loc[["c", "d"], ["spearman", "pearson"]].isna().all(axis=None)
 
 
@@ -248,6 +270,7 @@ def test_another_model_and_samples_that_cannot_be_read_are_refused(small, tiny):
 
 
 # Of records and runs
+_SCORES = ("spearman", "pearson", "spearman_both_ends", "pearson_both_ends")
 
 
 def test_of_a_record_the_shares_over_five_steps_predict_grafts(recorded, probes):
@@ -303,7 +326,7 @@ def test_a_learning_rate_of_zero_has_no_score_and_the_result_stays_json(tmp_path
     still = SFT(max_steps=1, batch_size=6, learning_rate=0.0)
     run(config.model_copy(update={"linear_grafts": 3, "training": still}), tmp_path / "run", page=False)
     text = (tmp_path / "run" / "result.json").read_text()
-    assert json.loads(text)["linear_graft"]["agree"] == {"spearman": None, "pearson": None, "n": 3} and "NaN" not in text
+    assert json.loads(text)["linear_graft"]["agree"] == {**dict.fromkeys(_SCORES), "n": 3} and "NaN" not in text
     assert (read_run(tmp_path / "run").linear_grafts["graft"] == 0).all()
 
 
