@@ -19,6 +19,7 @@ _HOMES = {
     "ablate": "causes",
     "attribute": "causes",
     "graft": "updates.graft",
+    "linear_graft": "updates.linear_graft",
     "load": "models",
     "read_run": "store",
     "read_samples": "samples",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from attribution.updates import update_shares
     from attribution.updates.callback import RecorderCallback
     from attribution.updates.graft import graft
+    from attribution.updates.linear_graft import linear_graft
     from attribution.updates.recorder import Recorder
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "ablate",
     "attribute",
     "graft",
+    "linear_graft",
     "load",
     "read_run",
     "read_samples",

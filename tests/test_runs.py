@@ -326,6 +326,6 @@ def test_a_run_with_adapters_ends_in_grafts_of_effective_weights(tmp_path, data)
 
 
 def test_lora_settings_that_peft_refuses_are_a_sentence(tmp_path, data):
-    given = config_of(data, training=SFT(max_steps=2, lora={"targets": ("nothing",)}))
+    given = config_of(data, training=SFT(max_steps=2, lora={"rank": 2, "targets": ("nothing",)}))
     with pytest.raises(ConfigError, match="nothing"):
         run(given, tmp_path / "run", page=False)

@@ -56,7 +56,7 @@ class Lora(BaseModel):
     """Adapters of low rank on linear layers (Hu et al. 2021): W + alpha / rank * B A, with A and B trained.
 
     Attributes:
-        rank: of every adapter.
+        rank: of every adapter; 0: there are none, and the weights themselves are trained.
         alpha: the scale, times the rank.
         dropout: inside the adapter, while training.
         targets: which linears carry one: names of modules, or "all-linear" for all but the unembedding.
@@ -64,13 +64,15 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=0, ge=0)
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
     def build(self) -> Any:
-        """The configuration of PEFT."""
+        """The configuration of PEFT; None for rank 0."""
+        if not self.rank:
+            return None
         from peft import LoraConfig
 
         targets = self.targets if isinstance(self.targets, str) else list(self.targets)

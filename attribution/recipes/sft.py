@@ -26,7 +26,7 @@ class SFT(Recipe):
         max_grad_norm: the gradient is clipped to this norm; 0 does not clip.
         weight_decay: decoupled.
         disable_dropout: set every dropout of the model to zero.
-        lora: train adapters of low rank instead of the weights.
+        lora: adapters of low rank, trained instead of the weights where their rank is not 0.
         trainer: further arguments of trl.SFTConfig, which override the above.
     """
 
@@ -38,7 +38,7 @@ class SFT(Recipe):
     max_grad_norm: float = Field(default=1.0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     disable_dropout: bool = True
-    lora: Lora | None = None
+    lora: Lora = Field(default_factory=Lora)
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     def build(self, setting: Setting) -> Any:
@@ -90,7 +90,7 @@ class SFT(Recipe):
                 train_dataset=Dataset.from_list(rows),
                 processing_class=setting.tokenizer,
                 callbacks=setting.callbacks,
-                peft_config=self.lora.build() if self.lora else None,
+                peft_config=self.lora.build(),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"trl.SFTTrainer refuses these settings: {str(error).splitlines()[0]}") from error

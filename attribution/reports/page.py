@@ -16,6 +16,7 @@ from attribution.reports import figures
 from attribution.reports.document import absent, document, flat, plotted, tabulated, text, written
 from attribution.reports.quantities import (
     KINDS,
+    agreement,
     balance,
     behaviour,
     cause_samples,
@@ -172,8 +173,8 @@ def _balance(run: Run, probe: str) -> str:
     resolved = "not recorded" if pd.isna(sums.resolved) else f"{percent(sums.resolved)} of {sums.steps} steps"
     return (
         f"Change {signed(sums.change, 4)} nats = shares {signed(sums.shares, 4)} + residual {signed(sums.residual, 3)}. "
-        f"Resolved (residual within 1 % of the step’s change + 1e−5): {resolved}."
-    )
+        f"Resolved (residual within 1 % of the step’s change + 1e−5): {resolved}. {agreement(run, probe)}"
+    ).rstrip()
 
 
 def _per_probe(run: Run, draw: Callable[[Run, str], go.Figure], note: str, before: Callable[[str], str] | None = None) -> str:

@@ -198,6 +198,19 @@ def balance(run: Run, probe: str) -> Balance:
     return Balance(change, share, residual, fraction, int(rows["step"].nunique()))
 
 
+def agreement(run: Run, probe: str) -> str:
+    """How well the shares of random sets of components rank their measured grafts, in a sentence; "" where not asked for."""
+    scores = (run.result or {}).get("linear_graft", {}).get(probe)
+    if not scores or scores.get("spearman") is None:
+        return ""
+    both = scores.get("spearman_both_ends")
+    ends = "" if both is None else f", and {both:.2f} with the mean of graft and prune-back"
+    return (
+        f"Over {scores['n']} random sets of components, as large in every kind and layer, the summed shares have a Spearman "
+        f"correlation of {scores['spearman']:.2f} with the measured graft{ends}."
+    )
+
+
 def behaviour(run: Run) -> pd.DataFrame:
     """Metric before and after, its change, and the KL to the start, per probe set (index: probe)."""
     table = {}

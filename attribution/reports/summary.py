@@ -15,6 +15,7 @@ from attribution.reports.quantities import (
     KINDS,
     NO_CAUSES,
     QUANTITIES,
+    agreement,
     balance,
     behaviour,
     by_place,
@@ -174,7 +175,8 @@ def _where(run: Run, probe: str) -> str:
         for kind, value in totals.sort_values(key=abs, ascending=False).items()
     ]
     resolved = f" ({_resolved(run, probe)} of steps resolved)" if pd.notna(sums.resolved) else ""
-    return f"The update shares place {_listed(shares)}; the residual is {signed(sums.residual)}{resolved}."
+    told = f"The update shares place {_listed(shares)}; the residual is {signed(sums.residual)}{resolved}."
+    return f"{told} {agreement(run, probe)}".rstrip()
 
 
 def _strengthened(run: Run, heads: pd.DataFrame, probe: str) -> str:

@@ -1,6 +1,7 @@
 """The Markdown summary, and the words it shares with the page."""
 
 import html
+import json
 
 from attribution.reports import quantities, report, summary
 from attribution.reports.summary import CAUTION, NO_TEST, words
@@ -71,3 +72,14 @@ def test_data_is_no_markup(finished):
 def test_a_run_of_nothing(tmp_path):
     RunWriter(tmp_path / "run", {"model": "m"})
     assert "No probe set was recorded" in summary(read_run(tmp_path / "run"))
+
+
+def test_how_far_shares_add_up_is_said_where_it_was_measured(build, tmp_path):
+    path = build(tmp_path / "run")
+    assert "random sets" not in summary(read_run(path))
+    result = json.loads((path / "result.json").read_text())
+    result["linear_graft"] = {"conflict": {"spearman": 0.943, "pearson": 0.9, "spearman_both_ends": 0.991, "n": 200}}
+    (path / "result.json").write_text(json.dumps(result))
+    text = summary(read_run(path))
+    assert text.count("Over 200 random sets") == 1 and "0.94 with the measured graft, and 0.99 with the mean" in text
+    assert "Over 200 random sets" in report(path).read_text()
