@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class RunWriter:
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, parts: Mapping[str, int] | None = None):
         self.path = Path(path)
-        self._rows: dict[str, list[pd.DataFrame]] = {}
+        self._rows: dict[str, list[pd.DataFrame | Mapping[str, Any]]] = {}
         if parts is None:
             claim(self.path, config)
         else:
@@ -55,19 +56,19 @@ class RunWriter:
         write_json(self.path / "config.json", config)
         self.status("running", step=0)
 
-    def add(self, frame: str, rows: pd.DataFrame) -> None:
-        """Append rows to one of the frames in `COLUMNS`; columns it lacks become null."""
-        unknown = set(rows.columns) - set(COLUMNS[frame])
+    def add(self, frame: str, rows: pd.DataFrame | Mapping[str, Any]) -> None:
+        """Append rows, or one row by column, to one of the frames in `COLUMNS`; columns that are not there become null."""
+        unknown = set(rows) - set(COLUMNS[frame])
         if unknown:
             raise ValueError(f"columns {sorted(unknown)} are not documented in COLUMNS[{frame!r}]")
-        self._rows.setdefault(frame, []).append(rows.reindex(columns=list(COLUMNS[frame])))
+        self._rows.setdefault(frame, []).append(rows)
 
     def flush(self) -> None:
         """Write what was added since the last flush as one new part per frame."""
         for frame, pieces in self._rows.items():
             if pieces:
                 number = self.parts.get(frame, 0)
-                rows = _narrow(pd.concat(pieces, ignore_index=True))
+                rows = _narrow(_joined(pieces).reindex(columns=list(COLUMNS[frame])))
                 data = rows.to_parquet(index=False, compression="zstd")
                 write_atomic(self.path / f"{frame}.parquet" / f"part-{number:05d}.parquet", data)
                 self.parts[frame] = number + 1
@@ -140,6 +141,15 @@ def _check_unfinished(path: Path, config: Mapping[str, Any]) -> None:
 def is_finished(path: str | os.PathLike[str]) -> bool:
     """Whether the completion marker is there."""
     return (Path(path) / "result.json").is_file()
+
+
+def _joined(pieces: list[pd.DataFrame | Mapping[str, Any]]) -> pd.DataFrame:
+    """Frames and single rows in their order; a frame of many rows is made once, at the end."""
+    found: list[pd.DataFrame] = []
+    for single, group in groupby(pieces, key=lambda piece: not isinstance(piece, pd.DataFrame)):
+        rows = list(group)
+        found += [pd.DataFrame(rows)] if single else rows
+    return pd.concat(found, ignore_index=True)
 
 
 def _narrow(rows: pd.DataFrame) -> pd.DataFrame:

@@ -279,7 +279,7 @@ class BatchWatch:
             random.append(torch.cuda.get_rng_state())
         current = _Pass({**dict(zip(names, args, strict=False)), **kwargs}, random)
         mask = current.inputs.get("attention_mask")
-        self._sizes.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._sizes.begin(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
         self._passes.append(current)
 
     def _after(self, _module: nn.Module, _args: tuple, output: Any) -> None:

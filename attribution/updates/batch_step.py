@@ -107,7 +107,7 @@ class BatchStep:
             **before.squares,
             "update_norm": path.reduced(lambda _use, change: change.square()),
             "grad_dot_update": products,
-            "changed": path.reduced(lambda _use, change: (change != 0).float()) / self.components.sizes,
+            "changed": path.reduced(lambda _use, change: change.clone().ne_(0)) / self.components.sizes,
         }, notes
 
     def row(self, before: Before) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Knows the run directory and clocks; knows nothing about how values were measured
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from attribution.store import RunWriter
 from attribution.updates.provenance import versions
 
-FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 15.0
 
 
 class Record:
@@ -54,9 +54,9 @@ class Record:
         """Say on the record what could not be measured."""
         self._notes |= dict.fromkeys(sentences)
 
-    def add(self, frame: str, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
-        if len(rows):
-            self.writer.add(frame, rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows))
+    def add(self, frame: str, rows: pd.DataFrame | Mapping[str, Any]) -> None:
+        """Rows, or one row by column."""
+        self.writer.add(frame, rows)
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Keep the row of the step that was just made, until the next begins: a trainer may have more to say on it."""
@@ -78,7 +78,7 @@ class Record:
     def settle(self) -> None:
         """Nothing more will be said on the last step; write what has waited long enough."""
         if self._row is not None:
-            self.add("steps", [self._row])
+            self.add("steps", self._row)
             self._row = None
         if time.perf_counter() - self._flushed > FLUSH_SECONDS:
             self.flush()

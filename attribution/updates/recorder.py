@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase
 
 from attribution.capture import sites
@@ -301,7 +300,8 @@ class Recorder:
         # where steps are left out, shares run from the last recorded weights, and the batch's from the last
         self._since = self._start if self._recorded.of == "all" else self._copies()
         self._first = {reader.name: reader.start() for reader in self._readers}
-        self._record.add("probes", [{"step": 0, "probe": name, "metric": m, "kl": 0.0} for name, m in self._first.items()])
+        for name, metric in self._first.items():
+            self._record.add("probes", {"step": 0, "probe": name, "metric": metric, "kl": 0.0})
         self._write_behaviour()
         self._rows = Rows(self.components, self._everything, [reader.causes for reader in self._readers], self._selection)
         self._milestone(0, ends=True)
@@ -380,7 +380,7 @@ class Recorder:
             self._milestone(self.steps, ends=False)
         self._record.note(*notes)
         return {
-            "update_norm": get_total_norm(list(path.delta.values())).item(),
+            "update_norm": path.length,
             "grad_dot_update": groups["grad_dot_update"].sum().item(),
             "batch_after": again[0] if again else None,
         }
@@ -396,11 +396,11 @@ class Recorder:
         found = step.shares
         columns = {column: self._rows.of_components(value) for column, value in step.columns.items()}
         self._add_components(name, {**columns, "share": found.share})
-        self._record.add("probes", [{
+        self._record.add("probes", {
             "step": self.steps, "probe": name, "metric": step.metric, "kl": step.kl, "change": found.change,
             "share_sum": found.share.sum().item(), "residual": found.residual, "resolved": found.resolved,
             "passes": found.passes - 1,
-        }])  # fmt: skip
+        })  # fmt: skip
 
     def _add_components(self, probe: str, columns: Mapping[str, Tensor]) -> None:
         whole = self._milestones.due(self.steps)
@@ -410,7 +410,7 @@ class Recorder:
         """What is read at the start and after every recorded step alike: watched sets, and named sets ablated jointly."""
         for watch in self._watches:
             metric, divergence = watch.read()
-            self._record.add("probes", [{"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence}])
+            self._record.add("probes", {"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence})
         due = self.steps % self._settings["compared_every"] == 0
         for place, reader in enumerate(self._readers):
             others = due and not (place and self._settings["primary_only"])

@@ -53,6 +53,11 @@ class Rows:
         self._written: np.ndarray | None = self._whole if everything else None
         if not everything:
             self._in_part = list(dict.fromkeys([*self._in_part, "neuron", "row"]))
+        kinds = components.groups["kind"].isin(self._in_part).to_numpy()
+        runs = components.groups[["kind", "layer", "part"]]  # the groups of one of these stand next to each other
+        self._starts = np.flatnonzero((runs != runs.shift()).any(axis=1))
+        self._summed = np.flatnonzero(kinds[self._starts])
+        self._labels: dict[int, pd.DataFrame] = {}
         if causes:
             self.choose(torch.stack([cause.abs() for cause in causes]).sum(0))
 
@@ -105,19 +110,22 @@ class Rows:
             columns: Float64 [groups] each; those in `SQUARED` as squares.
             whole: write every selected component at this step.
         """
-        values = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-        table = pd.concat([self.components.groups, values], axis=1)
-        rows = table.iloc[self._whole if whole or self._written is None else self._written]
-        if self._in_part:
-            apart = table[table["kind"].isin(self._in_part)]
-            added = [name for name in columns if name in _ADD_UP]
-            sums = apart.groupby(["kind", "layer", "part"], sort=False)[added].sum(min_count=1).reset_index()
-            rows = pd.concat([rows, sums.assign(index=-1)], ignore_index=True)
-        rows = rows.assign(step=step, probe=probe)
-        for name in SQUARED:
-            if name in rows:
-                rows[name] = np.sqrt(rows[name])
-        return rows
+        where = self._whole if whole or self._written is None else self._written
+        values: dict[str, np.ndarray] = {}
+        for name, column in columns.items():
+            array = column.numpy()
+            sums = np.add.reduceat(array, self._starts)[self._summed] if name in _ADD_UP else np.full(len(self._summed), np.nan)
+            values[name] = np.concatenate([array[where], sums])
+        values |= {name: np.sqrt(values[name]) for name in SQUARED if name in values}
+        return pd.DataFrame({"step": step, "probe": probe, **self._labelled(where), **values})
+
+    def _labelled(self, where: np.ndarray) -> dict[str, np.ndarray]:
+        """kind, layer, index and part of these groups, and of the sums after them."""
+        if id(where) not in self._labels:
+            groups = self.components.groups
+            rows = pd.concat([groups.iloc[where], groups.iloc[self._starts[self._summed]].assign(index=-1)])
+            self._labels[id(where)] = {name: rows[name].to_numpy() for name in rows}
+        return self._labels[id(where)]
 
     def _groups(self, positions: np.ndarray) -> np.ndarray:
         """Every part of these components, and the remainder."""

@@ -142,28 +142,35 @@ class _Piece:
 class Path:
     """The straight line from stored weights to the weights the model has when this is made.
 
+    Differences are taken parameter by parameter when they are wanted, so that a path holds no copy of the model but the
+    start, and the end while it is somewhere between.
+
     Args:
         components: of the model.
         start: weights at s = 0, by the names of `Components.stored`; those left out did not change.
-
-    Attributes:
-        delta: end minus start, by the same names.
     """
 
     def __init__(self, components: Components, start: Mapping[str, Tensor]):
         self.components, self.start = components, start
-        self.delta = {name: components.stored[name].detach() - then for name, then in start.items()}
-        self._end: dict[str, Tensor] | None = None
+        self._end: dict[str, Tensor] = {}
 
-    def change(self, use: Use) -> Tensor | None:
-        """What the path changes in a use of a parameter; None where nothing."""
-        return self.delta.get(self.components.source[use.name])
+    def change(self, name: str) -> Tensor | None:
+        """End minus start of a stored parameter; None where nothing changes."""
+        if name not in self.start:
+            return None
+        return self._end.get(name, self.components.stored[name].detach()) - self.start[name]
+
+    @property
+    def length(self) -> float:
+        """Norm of the whole change."""
+        norms = [change.norm() for name in self.start if (change := self.change(name)) is not None]
+        return torch.stack(norms).norm().item()
 
     def reduced(self, value: Callable[[Use, Tensor], Tensor | None]) -> Tensor:
         """Sum of an elementwise function of a use and its change, within every group: Float64 [groups]."""
 
         def of(use: Use) -> Tensor | None:
-            change = self.change(use)
+            change = self.change(self.components.source[use.name])
             return None if change is None else value(use, change)
 
         return self.components.reduce(of)
@@ -179,12 +186,11 @@ class Path:
     def at(self, s: float) -> Iterator[None]:
         """Put the model at s; afterwards the end weights are copied back bit by bit."""
         stored = self.components.stored
-        if self._end is None:
-            self._end = {name: stored[name].detach().clone() for name in self.delta}
+        self._end = self._end or {name: stored[name].detach().clone() for name in self.start}
         try:
             with torch.no_grad():
-                for name, change in self.delta.items():
-                    stored[name].copy_(self.start[name] + s * change)
+                for name, start in self.start.items():
+                    stored[name].copy_(start + s * (self._end[name] - start))
             yield
         finally:
             with torch.no_grad():

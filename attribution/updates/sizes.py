@@ -38,9 +38,9 @@ class Sizes:
 
     def add(self, seen: Mapping[Site, Tensor], gradients: Mapping[Site, Tensor], mask: Tensor) -> None:
         """Activations of one batch, Float [sample, position, feature], and gradients with respect to them."""
-        tokens = int(mask.sum())
+        tokens, real = int(mask.sum()), mask.flatten().float()
         for site, value in seen.items():
-            self.add_squares(site, squares(value, mask), squares(gradients[site], mask), tokens)
+            self.add_squares(site, squares(value, real), squares(gradients[site], real), tokens)
 
     def add_rows(self, logits: Tensor, gradient: Tensor) -> None:
         """Logits at scored positions, Float [token, vocabulary], and the gradient with respect to them."""
@@ -78,13 +78,16 @@ class Sizes:
         return torch.cat(found).sqrt()
 
 
-def squares(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum of squares over the tokens of a mask, all where it is None: Float32 or wider [feature]."""
-    value = value.detach()
-    if mask is not None and not bool(mask.all()):
-        value = value[mask.bool()]
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    return torch.linalg.vector_norm(value.flatten(0, -2), dim=0, dtype=dtype).square()
+def squares(value: Tensor, real: Tensor | None) -> Tensor:
+    """Sum of squares over tokens, Float32 or wider [feature].
+
+    Args:
+        value: Float [..., feature].
+        real: Float [token], 1 for those that count and 0 for padding; None: all count.
+    """
+    value = value.detach().flatten(0, -2)
+    found = value.to(torch.promote_types(value.dtype, torch.float32)).square()
+    return found.sum(0) if real is None else real.to(found.dtype) @ found  # a norm over dim 0 takes 15 times as long
 
 
 class TrainingSizes:
@@ -104,7 +107,8 @@ class TrainingSizes:
         self._handles: list[Any] = []
         self._paused = False
         self._found = Sizes(components)
-        self.mask: Tensor | None = None  # of the pass under way; None: every token is real
+        self._real: Tensor | None = None  # of the pass under way, as `squares` takes it
+        self._tokens: int | None = None
 
     def start(self) -> None:
         self._handles = [module.register_forward_pre_hook(partial(self._look, site)) for site, module in self._modules.items()]
@@ -122,6 +126,11 @@ class TrainingSizes:
         finally:
             self._paused = before
 
+    def begin(self, mask: Tensor | None) -> None:
+        """A pass begins, over tokens that are real where the mask [sample, position] is not 0; None: everywhere."""
+        self._real = None if mask is None else mask.flatten().float()
+        self._tokens = None if self._real is None else int(self._real.sum())
+
     def take(self) -> Sizes:
         """What was added since the last call."""
         found, self._found = self._found, Sizes(self.components)
@@ -131,11 +140,12 @@ class TrainingSizes:
         value = args[0]
         if self._paused or not torch.is_grad_enabled() or not value.requires_grad:
             return
-        mask = self.mask if self.mask is not None and self.mask.shape == value.shape[:-1] else None
-        activation = squares(value, mask)
-        tokens = value.shape[:-1].numel() if mask is None else int(mask.sum())
+        every = value.shape[:-1].numel()
+        real = self._real if self._real is not None and len(self._real) == every else None
+        tokens = every if real is None or self._tokens is None else self._tokens
+        activation = squares(value, real)
 
         def arrived(gradient: Tensor) -> None:
-            self._found.add_squares(site, activation, squares(gradient, mask), tokens)
+            self._found.add_squares(site, activation, squares(gradient, real), tokens)
 
         value.register_hook(arrived)
