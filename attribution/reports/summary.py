@@ -155,7 +155,8 @@ def _causing_heads(run: Run) -> list[str]:
 
 
 def _change(run: Run, probe: str) -> str:
-    row, steps = behaviour(run).loc[probe], balance(run, probe).steps
+    row = behaviour(run).loc[probe]
+    steps = int(run.probes.loc[run.probes["probe"] == probe, "step"].max())
     if pd.isna(row["change"]):
         return f"On {shown(probe)}, behaviour was not recorded."
     kl = "" if pd.isna(row["kl"]) else f", at a KL of {row['kl']:.3g} nats per token to the start"
