@@ -39,6 +39,15 @@ def test_the_verdict_is_recomputed_from_the_frames(claim):
     assert stored["hash"] in page and stored["verdict"][0]["verdict"] in summary.lower()
 
 
+def test_the_reference_contrast_changes_its_sign_with_the_mechanism_table():
+    """Of the recorded influences: had the planted sets been called by each other's names, the contrast would be its negative."""
+    frames = {name: pd.read_parquet(RESULTS / "boost" / "frames" / f"{name}.parquet") for name in ("sets", "probes")}
+    swapped = frames["sets"].assign(set=frames["sets"]["set"].replace({"A": "B", "B": "A"}))
+    found, other = (evaluate(LEDGER["boost"], {**frames, "sets": sets}) for sets in (frames["sets"], swapped))
+    assert other.estimate.mean == pytest.approx(-found.estimate.mean) and found.estimate.mean > LEDGER["boost"].delta
+    assert (other.verdict, other.note) == ("contradicted", "reversed")
+
+
 def test_the_page_on_worlds_has_every_model():
     text = (RESULTS / "worlds.md").read_text()
     assert all(name in text for name in (*ORGANISMS, UNROUTED))

@@ -197,7 +197,7 @@ def _sentence(claim: Claim, primary: Reading, verdict: Verdict) -> str:
     text += f" ({verdict.why}). "
     if not n:
         return text + "No pair of arms could be matched."
-    text += f"The contrast is {primary.estimate} ({claim.unit}; 95 % interval over {n} organism{'s' if n != 1 else ''})"
+    text += f"The contrast is {primary.estimate} ({claim.unit}{f'; 95 % interval over {n} organisms' if n > 1 else ''})"
     means = primary.crossover.organisms().mean(numeric_only=True)
     first, second = claim.cell.mechanisms
     arm, other = claim.cell.arms
