@@ -40,7 +40,7 @@ def test_the_verdict_is_recomputed_from_the_frames(claim):
 
 
 def test_the_reference_contrast_changes_its_sign_with_the_mechanism_table():
-    """Of the recorded influences: had the planted sets been called by each other's names, the contrast would be its negative."""
+    """Had the planted sets been called by each other's names, the contrast would be its negative."""
     frames = {name: pd.read_parquet(RESULTS / "boost" / "frames" / f"{name}.parquet") for name in ("sets", "probes")}
     swapped = frames["sets"].assign(set=frames["sets"]["set"].replace({"A": "B", "B": "A"}))
     found, other = (evaluate(LEDGER["boost"], {**frames, "sets": sets}) for sets in (frames["sets"], swapped))
