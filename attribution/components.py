@@ -61,10 +61,11 @@ class Use:
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum of an array shaped like the parameter over every axis but `axis`: one number per owner entry."""
+        wide = torch.promote_types(values.dtype, torch.float32)  # half precision would round, or overflow
         if self.axis is None:
-            return values.sum().reshape(1)
+            return values.sum(dtype=wide).reshape(1)
         others = [axis for axis in range(values.ndim) if axis != self.axis]
-        return values.sum(others) if others else values
+        return values.sum(others, dtype=wide) if others else values.to(wide)
 
 
 class Components:

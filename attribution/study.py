@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attribution.errors import AttributionError, ConfigError, RunError
-from attribution.runs import RunConfig, directory, first_error, run
+from attribution.runs import RunConfig, digests, directory, first_error, run
 from attribution.store import is_finished, read_run, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class Study(BaseModel):
             raise ConfigError(f"unknown arm {unknown[0]!r}; expected {', '.join(self.arms)}")
         changes: dict[str, object] = {}
         if seeds is not None:
-            changes["seeds"] = tuple(range(seeds))
+            more = range(max(self.seeds) + 1, max(self.seeds) + 1 + seeds)
+            changes["seeds"] = (*self.seeds, *more)[:seeds]
         if models is not None:
             changes["models"] = self.models[:models]
         if arms:
@@ -122,7 +123,7 @@ def jobs(study: Study, root: str | os.PathLike[str]) -> Iterator[Job]:
             changes = {"seed": seed, **({"model": model} if model else {})}
             if seed == study.seeds[0] and model in study.models:
                 changes |= study.first_seed.get(arm, {})
-            config = config.model_copy(update=changes)
+            config = RunConfig.model_validate({**config.model_dump(), **changes})
             yield Job(arm, config, directory(config, Path(root) / study.name, arm))
 
 
@@ -146,11 +147,17 @@ def run_study(
 
     Raises:
         ConfigError: no slot.
+        RunError: a finished run whose data, probes or sets have changed since.
     """
     if slots < 1:
         raise ConfigError(f"{slots} slots asked for; expected at least 1")
     every = list(jobs(study, root))
     todo = [job for job in every if not is_finished(job.path)]
+    for job in every:
+        if is_finished(job.path) and read_run(job.path).config.get("inputs") != digests(job.config):
+            raise RunError(
+                f"{job.path} was run on other files than those of its config are now; restore them, or name another directory"
+            )
     if len(todo) < len(every):
         tell(f"{len(every) - len(todo)} of {len(every)} runs are finished already")
     failed = {}

@@ -23,6 +23,7 @@ from attribution.models import Anatomy, output_weights
 from attribution.samples import Batch
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
+TOKENS_ON_CPU = 512  # is faster while they fit its cache: measured 1.4 times at 16 and at 64 prompts of 20 tokens
 LOGITS_AT_ONCE = 2**26
 
 
@@ -58,7 +59,8 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
     divergence = torch.zeros_like(effect)
     chosen = components.table.iloc[positions].reset_index(drop=True)
     passes = 1.0
-    copies = max(1, min(TOKENS_AT_ONCE // batch.ids.numel(), LOGITS_AT_ONCE // replay.logits.numel()))
+    at_once = min(TOKENS_AT_ONCE, TOKENS_ON_CPU if batch.ids.device.type == "cpu" else TOKENS_AT_ONCE)
+    copies = max(1, min(at_once // batch.ids.numel(), LOGITS_AT_ONCE // replay.logits.numel()))
     for (kind, layer), group in chosen.groupby(["kind", "layer"], sort=False):
         units = group["index"].to_numpy(copy=True)
         for start in range(0, len(units), copies):

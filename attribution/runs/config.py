@@ -55,7 +55,7 @@ class RunConfig(BaseModel):
         allow_pickle: open weights stored as pickle too, which can run code; only for files that you trust.
         checkpoint_seconds: a run that is killed loses at most what it did in this time; its checkpoints are removed when it is
             finished. None: none are asked for, and those that the recipe asks for are kept.
-        inputs: SHA-256 of every file read; filled in by the run, and checked when it is replayed.
+        inputs: SHA-256 of every file of samples and sets; filled in by the run, and checked when it is replayed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -143,7 +143,13 @@ def directory(config: RunConfig, root: str | os.PathLike[str], arm: str | None =
 def digests(config: RunConfig) -> dict[str, str]:
     """SHA-256 of every input file. Raises ConfigError when a replay names another content."""
     found = {}
-    for name in (config.data, *config.probes, *config.counterfactuals, *config.watched, *filter(None, [config.compared])):
+    for name in (
+        config.data,
+        *config.probes,
+        *config.counterfactuals,
+        *config.watched,
+        *filter(None, [config.sets, config.compared]),
+    ):
         try:
             found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
         except OSError:

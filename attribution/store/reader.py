@@ -61,18 +61,24 @@ class Run:
 
     @cached_property
     def components(self) -> pd.DataFrame:
-        """The same with the parts of each component put together: shares, causes and products added, norms combined."""
+        """The same with the parts of each component put together.
+
+        Shares, causes and products are added, norms combined; sizes are those of the writing part, and `changed` is the mean
+        over parts.
+        """
         parts = self.parts
         keys = ["step", "probe", "kind", "layer", "index"]
         remainder = parts["kind"] == "remainder"
         whole = parts[~remainder].copy()
-        norms = ["weight_norm", "grad_norm", "update_norm"]
+        norms = ["weight_norm", "grad_norm", "update_norm", "intended_norm"]
         whole[norms] = whole[norms].astype("float64") ** 2
         sums = ["cause_before", "cause_after", "grad_dot_update", "share", *norms]
         grouped = whole.groupby(keys, sort=False, observed=True)
         joined = grouped[sums].sum(min_count=1)
         joined[norms] = np.sqrt(joined[norms])
         joined["changed"] = grouped["changed"].mean()
+        sizes = [f"{what}_{when}" for what in ("activation", "gradient") for when in ("before", "after")]
+        joined[sizes] = grouped[sizes].first()
         rest = parts[remainder].rename(columns={"part": "name"})
         return pd.concat([joined.reset_index(), rest], ignore_index=True)
 

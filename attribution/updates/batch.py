@@ -11,8 +11,8 @@ Knows the model's forward and its gradients; knows nothing about trainers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class _Pass:
 
     inputs: dict[str, Any]
     random: list[Tensor]
+    autocast: tuple[str, torch.dtype] | None = None  # device type and type, where it is on
     log_prob: float | None = None  # sum of log p(label)
     normalizer: float | None = None  # the loss is -log_prob / normalizer
     used: bool = False  # whether a backward pass went through it
@@ -77,6 +78,11 @@ class Watched:
         return None if only is None else only * self.scale
 
     @property
+    def autocast(self) -> torch.dtype | None:
+        """The type that some pass computed in under autocast."""
+        return next((each.autocast[1] for each in self.passes if each.autocast), None)
+
+    @property
     def log_prob(self) -> float | None:
         """Sum of log p(label) over the batch, nats."""
         values = [p.log_prob for p in self.passes if p.log_prob is not None]
@@ -97,6 +103,7 @@ class BatchWatch:
         model: whose forward the training calls; that of `components` if left out.
         effective: under adapters, what collects the gradients of effective weights.
         modules: the output linears of `model`, by site; those of `components` if left out.
+        held: the parameters of the optimizer; None: all of the model's.
         discarded: called where a batch's gradients were dropped before an optimizer step took them.
     """
 
@@ -104,6 +111,7 @@ class BatchWatch:
     model: nn.Module | None = None
     effective: EffectiveGradients | None = None
     modules: Mapping[Site, nn.Module] | None = None
+    held: Collection[nn.Parameter] | None = None
     discarded: Callable[[], None] = lambda: None
     _passes: list[_Pass] = field(default_factory=list)
     _handles: list[Any] = field(default_factory=list)
@@ -114,6 +122,7 @@ class BatchWatch:
     def start(self) -> None:
         parts = self.components.parts
         self._called = self.model or parts.model
+        self._called_on = next(self._called.parameters()).device
         self._sizes = TrainingSizes(self.components, self.modules)
         self._reference = self._reference_tensor()
         self._handles = [
@@ -145,6 +154,11 @@ class BatchWatch:
                 yield
         finally:
             self._paused = before
+
+    @property
+    def seen(self) -> bool:
+        """Whether a training pass ran since the last step began."""
+        return bool(self._passes)
 
     @property
     def pending(self) -> bool:
@@ -222,7 +236,8 @@ class BatchWatch:
                 stack.enter_context(block)
             for each in watched.passes:
                 _set_random(each.random)
-                log_prob = self._log_prob(each.inputs)
+                with torch.autocast(*each.autocast) if each.autocast else nullcontext():
+                    log_prob = self._log_prob(each.inputs)
                 found = torch.autograd.grad(log_prob, [use.parameter for use in uses], materialize_grads=True)
                 causes += self.components.first_order({use.name: g for use, g in zip(uses, found, strict=True)})
                 total += log_prob.item()
@@ -243,7 +258,9 @@ class BatchWatch:
         """A small tensor near the output, whose gradient before and after clipping gives the factor."""
         parameter = self.components.parts.final_norm.get_parameter("weight")
         trained = [each for each in self._called.parameters() if each.requires_grad]
-        return parameter if parameter.requires_grad else trained[-1] if trained else None
+        if self.held is not None:  # what the optimizer does not hold is not clipped for it
+            trained = [each for each in trained if each in self.held]
+        return next((each for each in trained if each is parameter), trained[-1] if trained else None)
 
     def _clip_factor(self, scale: float) -> float | None:
         """Consumed / raw gradient of the reference tensor, the raw one divided by a scale."""
@@ -254,7 +271,8 @@ class BatchWatch:
         if torch.equal(consumed, raw):
             return 1.0
         factor = (consumed.norm() / raw.norm()).item()
-        return factor if torch.allclose(consumed, raw * factor, rtol=1e-4, atol=0) else None
+        rounding = max(1e-4, 2 * torch.finfo(raw.dtype).eps)
+        return factor if torch.allclose(consumed, raw * factor, rtol=rounding, atol=0) else None
 
     def _dropped(self) -> bool:
         """Whether the gradients of the batch so far are gone: none are left, or zeros where there was something."""
@@ -273,11 +291,13 @@ class BatchWatch:
         if self.pending and self._dropped():
             self.take()  # the gradients of that batch were dropped: no step will consume it
             self.discarded()
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        names = list(inspect.signature(type(self.components.parts.model).forward).parameters)[1:]
         random = [torch.get_rng_state()]
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             random.append(torch.cuda.get_rng_state())
-        current = _Pass({**dict(zip(names, args, strict=False)), **kwargs}, random)
+        device = self._called_on.type
+        autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+        current = _Pass({**dict(zip(names, args, strict=False)), **kwargs}, random, autocast)
         mask = current.inputs.get("attention_mask")
         self._sizes.begin(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
         self._passes.append(current)

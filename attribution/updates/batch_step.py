@@ -99,6 +99,10 @@ class BatchStep:
             notes.append(
                 "Causes on the training batch are those of minus the loss as optimized, which is no mean log-probability."
             )
+        if before.watched.autocast is not None:
+            notes.append(
+                f"Training ran under autocast in {before.watched.autocast}: causes on the batch are no more precise than that."
+            )
         if before.watched.clip_factor is None:
             notes.append(
                 "Clip factor: no single factor explains the consumed gradient in some step; there, batch causes contain it."

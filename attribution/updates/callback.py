@@ -41,6 +41,15 @@ class RecorderCallback(TrainerCallback):
             self.recorder.tokenizer = kwargs.get("processing_class")
         self.recorder.begin(kwargs["model"], kwargs["optimizer"])
         self._open, self._before = True, state.global_step - self.recorder.steps
+        if self.recorder.steps and self._before:
+            error = RecordError(
+                f"the record goes on from step {self.recorder.steps} and the trainer from {state.global_step}; give both the "
+                "same checkpoint"
+            )
+            self.failed(error)
+            raise error
+        if args.load_best_model_at_end:
+            self.recorder.note("After the last step the trainer put its best model back; what was read last is of that one.")
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         expected = state.global_step + 1 - self._before
@@ -57,11 +66,12 @@ class RecorderCallback(TrainerCallback):
             self.recorder.logged(kwargs.get("logs") or {})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._checkpoint_seconds is not None and time.monotonic() - self._saved >= self._checkpoint_seconds:
+        late = self._checkpoint_seconds is not None and time.monotonic() - self._saved >= self._checkpoint_seconds
+        if late and state.global_step < state.max_steps:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._open:
+        if self._open and state.global_step < state.max_steps:  # from its last step a trainer would go one too far
             self.recorder.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             self._saved = time.monotonic()
 

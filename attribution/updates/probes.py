@@ -72,7 +72,8 @@ class Watch:
         return {f"logits {number}": logits for number, logits in enumerate(self._start)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._start = [state[f"logits {number}"] for number in range(len(self._batches))]
+        device = next(self._parts.model.parameters()).device
+        self._start = [state[f"logits {number}"].to(device) for number in range(len(self._batches))]
 
 
 class ProbeReader:
@@ -135,8 +136,9 @@ class ProbeReader:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Read the model as it is now, where `start` was called at another time."""
         self.start()
-        self._start_logits = [state[f"logits {number}"] for number in range(len(self.batches))]
-        self._base_mean = {site: state[f"mean {site.kind} {site.layer}"] for site in self._base_mean}
+        device = next(self.components.parts.model.parameters()).device
+        self._start_logits = [state[f"logits {number}"].to(device) for number in range(len(self.batches))]
+        self._base_mean = {site: state[f"mean {site.kind} {site.layer}"].to(device) for site in self._base_mean}
         if self._norms is not None:
             self._norms = OutputNorms(self.components, state["norms"])
 
@@ -148,13 +150,15 @@ class ProbeReader:
     def step(self, path: Path) -> Step:
         """Read the model after a step and attribute the change along the path it took."""
         assert self.reading is not None, "start() comes first"
-        before, self.reading = self.reading, read(self.components, self.batches, self.metric, sized=True)
+        start, before = path.node(0.0, self.reading), self.reading.sizes
+        self.reading = None  # its gradients go before the next ones come: a model's worth of memory
+        self.reading = read(self.components, self.batches, self.metric, sized=True)
         causes, self._causes = self._causes, self._first_order(self.reading)
         columns = {"cause_before": causes, "cause_after": self._causes}
-        for when, reading in (("before", before), ("after", self.reading)):
-            assert reading.sizes is not None
-            columns |= {f"activation_{when}": reading.sizes.activation, f"gradient_{when}": reading.sizes.gradient}
-        found = shares(path, self.batches, self.metric, before, self.reading, self.passes)
+        for when, sizes in (("before", before), ("after", self.reading.sizes)):
+            assert sizes is not None
+            columns |= {f"activation_{when}": sizes.activation, f"gradient_{when}": sizes.gradient}
+        found = shares(path, self.batches, self.metric, start, path.node(1.0, self.reading), self.passes)
         return Step(self.reading.metric, _mean_kl(self.reading.logits, self._start_logits, self.batches), columns, found)
 
     def influence(self, positions: np.ndarray) -> pd.DataFrame:

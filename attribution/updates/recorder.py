@@ -4,8 +4,7 @@ The seam is the torch optimizer: its pre-hook sees exactly the gradients it cons
 it made. Everything the recorder runs itself leaves weights, gradients, modes and random state as they were, so trained
 weights are bit-identical with and without it.
 
-Knows when something is read and where it is written; what is read of a batch and of a probe set is `updates.batch_step`
-and `updates.probes`, what is written of it `updates.rows`.
+Knows when something is read; what is read of a batch and between steps is `updates.batch_step` and `updates.readings`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load, save
@@ -31,15 +29,16 @@ from attribution.samples import ProbeSet
 from attribution.store import BATCH, BESIDE, TRAINING, RunWriter, read_json, write_atomic, write_json
 from attribution.updates.batch import BatchWatch
 from attribution.updates.batch_step import BatchStep, Before
-from attribution.updates.probes import ProbeReader, Step, Watch
+from attribution.updates.probes import ProbeReader, Watch
 from attribution.updates.provenance import shape
+from attribution.updates.readings import Readings
 from attribution.updates.record import Record
-from attribution.updates.rows import Rows
-from attribution.updates.seam import effective, overflowed, recordable
+from attribution.updates.seam import effective, elsewhere, overflowed, recordable
 from attribution.updates.selection import Schedule, Selection
 from attribution.updates.share import PASSES, Path
 
-STATE, START = "recorder.json", "start.safetensors"  # in a checkpoint; in the run directory
+STATE, SINCE = "recorder.json", "since.safetensors"  # in a checkpoint: what the record needs, weights when last read
+START = "start.safetensors"  # in the run directory: what the model said at the start
 ALL_UP_TO = 4096  # components; of a model with more, neurons and rows are recorded in part, see `updates.rows`
 
 
@@ -118,8 +117,11 @@ class Recorder:
         self.tokenizer = tokenizer
         self._sets, self._compared = dict(sets or {}), dict(compared or {})
         self._milestones, self._recorded = Schedule(milestones), Schedule(steps)
+        layers = None if layers is None else tuple(map(int, layers))
+        heads = None if heads is None else tuple((int(layer), int(head)) for layer, head in heads)
         self._selection = Selection(tuple(kinds), layers, heads)
-        self._resume = None if resume is None else read_json(FilePath(resume) / STATE)
+        self._folder = FilePath(resume or "")
+        self._resume = None if resume is None else read_json(self._folder / STATE)
         self._settings: dict[str, Any] = {  # as they are written into the config of a loop of its own
             "metric": metric, "reference": reference, "milestones": self._milestones.of, "everything": everything,
             "batch_after": batch_after, "share_passes": share_passes, "compared_every": compared_every,
@@ -159,24 +161,23 @@ class Recorder:
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
         """What `attach` does on entry, for seams without a block; `end` must follow."""
         self._scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)  # accelerate's optimizer has it
+        if self._hooks:
+            raise RecordError("this recorder is recording already; end it first, or make another for another training")
         self._optimizer = recordable(model, optimizer)
         if (self._probe_sets or self._watched_sets) and self.tokenizer is None:
             raise ConfigError("probe sets are text; give the recorder the model's tokenizer")
         self._before: Before | None = None
-        self._depth = 0
+        self._depth, self._current = 0, True
         self._prepare(model)
         self._record = self._open()
         try:
             with self._record.timed():
-                if self._resume is None:
-                    self._read_start()
-                else:
-                    self._restore(self._resume)
+                self._read_start()
         except BaseException as error:
             self._record.close(error)
             raise
         self._hooks = [
-            self._optimizer.register_step_pre_hook(lambda *_: self._step_begins()),
+            self._optimizer.register_step_pre_hook(lambda _, args, kwargs: self._step_begins(args, kwargs)),
             self._optimizer.register_step_post_hook(lambda *_: self._step_ends()),
         ]
         self._watch.start()
@@ -189,11 +190,16 @@ class Recorder:
         if self._watch.pending and error is None:
             self.skipped()
         self._watch.stop()
+        self._hooks = []
         record.settle()
-        with record.timed():
+        try:
             if error is None and self.steps:
-                self._milestone(self.steps, ends=True)
-        self._describe()
+                with record.timed():
+                    self._read_end()
+            self._describe()
+        except BaseException as broken:
+            record.close(broken)
+            raise
         if error is not None:
             record.close(error)
             return
@@ -208,9 +214,13 @@ class Recorder:
 
     def result(self) -> dict[str, Any]:
         """What the record ends with: steps, seconds, and the metric of every probe set before and after."""
-        after = {reader.name: reader.reading.metric for reader in self._readers if reader.reading}
-        probes = {name: {"before": before, "after": after[name]} for name, before in self._first.items()}
+        after = {reader.name: reader.reading.metric for reader in self._readings.readers if reader.reading}
+        probes = {name: {"before": before, "after": after[name]} for name, before in self._readings.first.items()}
         return {"steps": self.steps, "seconds": self._record.seconds, "probes": probes}
+
+    def note(self, sentence: str) -> None:
+        """Say on the record what could not be measured."""
+        self._record.note(sentence)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write into a checkpoint of the training what a resumed recording needs; call it between steps.
@@ -219,15 +229,10 @@ class Recorder:
         """
         start = self._record.writer.path / START
         if not start.exists():
-            write_atomic(start, save({
-                f"{reader.name}\t{key}": value.contiguous()
-                for reader in (*self._readers, *self._watches)
-                for key, value in reader.state().items()
-            }))  # fmt: skip
-        exact = self._rows.exact.tolist()
-        write_json(FilePath(folder) / STATE, {
-            **self._record.state(), "first": self._first, "exact": exact, "ablated": self._ablated,
-        })  # fmt: skip
+            write_atomic(start, save(self._readings.tensors()))
+        if self._since is not self._start:
+            write_atomic(FilePath(folder) / SINCE, save({name: copy.contiguous() for name, copy in self._since.items()}))
+        write_json(FilePath(folder) / STATE, {**self._record.state(), **self._readings.state(), "current": self._current})
 
     def logged(self, values: Mapping[str, Any]) -> None:
         """What a trainer logged for the last step."""
@@ -242,12 +247,12 @@ class Recorder:
     def _prepare(self, model: nn.Module) -> None:
         """Everything that can be refused before the directory is touched."""
         given, twin = self._settings, effective(model)
-        self._twin = twin
+        self._model, self._twin = model, twin
         self.components = Components(model if twin is None else twin.model)
         small = len(self.components) <= ALL_UP_TO
         self._after = small if given["batch_after"] is None else given["batch_after"]
         self._everything = small if given["everything"] is None else given["everything"]
-        self._readers = [
+        readers = [
             ProbeReader(
                 probe,
                 self.components,
@@ -260,20 +265,21 @@ class Recorder:
             for place, probe in enumerate(self._probe_sets)
             if self.tokenizer is not None
         ]
-        self._watches = [
+        watches = [
             Watch(watched, self.components, self.tokenizer) for watched in self._watched_sets if self.tokenizer is not None
         ]
         position = self.components.positions
-        self._positions = {name: position(members) for name, members in self._sets.items()}
-        self._others = {name: position(members) for name, members in self._compared.items()}
+        sets, compared = ({n: position(m) for n, m in given.items()} for given in (self._sets, self._compared))
+        self._readings = Readings(self.components, readers, watches, sets, compared, given)
         self._selection.mask(self.components)
+        held = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
         if twin is None:
-            self._watch = BatchWatch(self.components, model)
+            self._watch = BatchWatch(self.components, model, held=held)
         else:
             from attribution.updates.adapters import EffectiveGradients
 
             modules = {site: twin.originals[site.module(self.components.parts)] for site in sites(self.components.parts)}
-            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), modules)
+            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), modules, held)
         self._watch.discarded = self.skipped
         self._step = BatchStep(self.components, self._watch, self._optimizer, self._scaler)
 
@@ -281,13 +287,13 @@ class Recorder:
         if isinstance(self._path, RunWriter):
             record = Record(self._path, own=False)
         else:
-            model = self.components.parts.model
+            model, readings = self.components.parts.model, self._readings
             record = Record(RunWriter(self._path, {
                 "model": model.config.name_or_path or type(model).__name__,
                 "recipe": "a loop of its own",
                 "probes": [{"name": probe.name, "samples": len(probe.samples)} for probe in self._probe_sets],
                 "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
-                "sets": {name: len(positions) for name, positions in {**self._positions, **self._others}.items()},
+                "sets": {name: len(positions) for name, positions in {**readings.sets, **readings.compared}.items()},
                 **self._settings,
             }, parts=self._resume and self._resume["parts"]), own=True)  # fmt: skip
         if self.tokenizer is not None:
@@ -295,41 +301,39 @@ class Recorder:
         return record
 
     def _read_start(self) -> None:
-        self._ablated: int | None = None
+        """The model before training, or, where a recording goes on, as its checkpoint left it."""
+        state, record = self._resume, self._record
         self._start = self._copies()
-        # where steps are left out, shares run from the last recorded weights, and the batch's from the last
+        # where steps are left out, shares run from the weights last read, and what the batch did from the step before
         self._since = self._start if self._recorded.of == "all" else self._copies()
-        self._first = {reader.name: reader.start() for reader in self._readers}
-        for name, metric in self._first.items():
-            self._record.add("probes", {"step": 0, "probe": name, "metric": metric, "kl": 0.0})
-        self._write_behaviour()
-        self._rows = Rows(self.components, self._everything, [reader.causes for reader in self._readers], self._selection)
-        self._milestone(0, ends=True)
+        if state is None:
+            self._readings.start(record, self._everything, self._selection)
+        else:
+            record.restore(state)
+            self._current = state["current"]
+            if self._since is not self._start:
+                for name, copy in load((self._folder / SINCE).read_bytes()).items():
+                    self._since[name].copy_(copy)
+            tensors = load((record.writer.path / START).read_bytes())
+            with Path(self.components, self._since).at(0.0):
+                self._readings.restore(record, self._everything, self._selection, state, tensors)
         self._describe()
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """As `_read_start`, with what was read then."""
-        self._record.restore(state)
-        self._ablated, self._first = state["ablated"], state["first"]
-        self._start = self._copies()
-        self._since = self._start if self._recorded.of == "all" else self._copies()
-        start = load((self._record.writer.path / START).read_bytes())
-        for reader in (*self._readers, *self._watches):
-            prefix = f"{reader.name}\t"
-            reader.restore({key.removeprefix(prefix): value for key, value in start.items() if key.startswith(prefix)})
-        self._rows = Rows(self.components, self._everything, (), self._selection)
-        if not self._everything:
-            self._rows.restore(np.array(state["exact"], dtype=np.int64))
-
     def _describe(self) -> None:
-        self._record.note(*self._rows.rules)
+        self._record.note(*self._readings.rows.rules, *elsewhere(self._model, self._optimizer))
         if self._twin is not None:
             self._record.note(*self._twin.not_measured)
         self._record.describe(model=shape(self.components), adapters=self._twin is not None)
 
     # One step
 
-    def _step_begins(self) -> None:
+    def _step_begins(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        if any(given is not None for given in args[1:]) or kwargs.get("closure") is not None:
+            raise RecordError(
+                "step(closure) makes its gradient inside the step, where it cannot be seen; call backward first, then step()"
+            )
+        if self._watch.seen:  # a pass since the last step began: whatever step was under way has broken off
+            self._depth = 0
         self._depth += 1  # an optimizer whose step calls its parent's fires the hooks for both
         if self._depth > 1:
             return
@@ -338,12 +342,15 @@ class Recorder:
             self._overflow = overflowed(self._optimizer)
             seen = self._step.look()
             if not (self._overflow or seen.grad_norm < float("inf")):
+                self._depth = 0
                 raise RecordError(
                     f"step {self.steps + 1}: the gradient is not finite (norm {seen.grad_norm}, loss {seen.watched.loss}); "
                     f"lower the learning rate or check the samples; {self.steps} steps are recorded in "
                     f"{self._record.writer.path}"
                 )
-            if self._recorded.due(self.steps + 1) and not self._overflow:
+            due = self._recorded.due(self.steps + 1) or self._milestones.due(self.steps + 1)
+            if due and not self._overflow:
+                self._refresh()
                 self._copies(self._start)
                 seen = self._step.before(seen)
             self._before = seen
@@ -356,6 +363,7 @@ class Recorder:
         if before is None:
             raise RecordError("the optimizer ended a step that the recorder did not see begin; attach it between steps")
         self._record.steps += 1
+        self._current = bool(before.squares)
         row = {**self._step.row(before), "skipped": self._overflow}
         if before.squares:
             with self._record.timed(), self._watch.paused():
@@ -364,20 +372,14 @@ class Recorder:
 
     def _write_step(self, before: Before) -> dict[str, Any]:
         """The whole of one step, after it; returns what it adds to the row in `steps`."""
-        if self._twin is not None:
-            self._twin.refresh()
+        self._refresh()
         path = Path(self.components, self._start)
         again = self._watch.again(before.watched) if self._after else None
         groups, notes = self._step.after(before, path)
         self._write_batch(before, groups, again)
-        since = path if self._since is self._start else Path(self.components, self._since)
-        for reader in self._readers:
-            self._write_probe(reader.name, reader.step(since))
-        if self._since is not self._start:
-            self._copies(self._since)
-        self._write_behaviour()
+        self._read()
         if self._milestones.due(self.steps):
-            self._milestone(self.steps, ends=False)
+            self._readings.milestone(ends=False)
         self._record.note(*notes)
         return {
             "update_norm": path.length,
@@ -386,52 +388,28 @@ class Recorder:
         }
 
     def _write_batch(self, before: Before, groups: Mapping[str, Tensor], again: tuple[float, Tensor] | None) -> None:
-        self._rows.choose(before.columns["cause_before"].nan_to_num())
+        rows = self._readings.rows
+        rows.choose(before.columns["cause_before"].nan_to_num())
         found = dict(before.columns)
         if again is not None:
             found["cause_after"] = again[1]
-        self._add_components(BATCH, {**groups, **{name: self._rows.of_components(value) for name, value in found.items()}})
+        self._readings.write(BATCH, {**groups, **{name: rows.of_components(value) for name, value in found.items()}})
 
-    def _write_probe(self, name: str, step: Step) -> None:
-        found = step.shares
-        columns = {column: self._rows.of_components(value) for column, value in step.columns.items()}
-        self._add_components(name, {**columns, "share": found.share})
-        self._record.add("probes", {
-            "step": self.steps, "probe": name, "metric": step.metric, "kl": step.kl, "change": found.change,
-            "share_sum": found.share.sum().item(), "residual": found.residual, "resolved": found.resolved,
-            "passes": found.passes - 1,
-        })  # fmt: skip
+    def _read(self) -> None:
+        """The weights as they are now, and the way since they were last read."""
+        self._readings.step(Path(self.components, self._since))
+        if self._since is not self._start:
+            self._copies(self._since)
 
-    def _add_components(self, probe: str, columns: Mapping[str, Tensor]) -> None:
-        whole = self._milestones.due(self.steps)
-        self._record.add("components", self._rows.frame(self.steps, probe, columns, whole=whole))
+    def _read_end(self) -> None:
+        self._refresh()
+        if not self._current:  # the last step is one of those that were left out
+            self._read()
+        self._readings.milestone(ends=True)
 
-    def _write_behaviour(self) -> None:
-        """What is read at the start and after every recorded step alike: watched sets, and named sets ablated jointly."""
-        for watch in self._watches:
-            metric, divergence = watch.read()
-            self._record.add("probes", {"step": self.steps, "probe": watch.name, "metric": metric, "kl": divergence})
-        due = self.steps % self._settings["compared_every"] == 0
-        for place, reader in enumerate(self._readers):
-            others = due and not (place and self._settings["primary_only"])
-            sets = {**self._positions, **self._others} if others else self._positions
-            if sets:
-                self._record.add("sets", reader.influence_of_sets(sets).assign(step=self.steps, probe=reader.name))
-            if self._positions and reader.beside and due:
-                beside = reader.influence_beside(self._positions)
-                self._record.add("sets", beside.assign(step=self.steps, probe=reader.name))
-
-    def _milestone(self, step: int, *, ends: bool) -> None:
-        """Ablate exactly what has not been ablated at this step."""
-        done = self._rows.heads if self._ablated == step else []
-        singles, primary_only = self._settings["singles"], self._settings["primary_only"]
-        whole = ends and (singles == "all" or (singles == "end" and step > 0))
-        for place, reader in enumerate(self._readers):
-            exact = self._rows.exact if whole and not (place and primary_only) else self._rows.heads
-            positions = np.setdiff1d(exact, done)
-            if len(positions):
-                self._record.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
-        self._ablated = step
+    def _refresh(self) -> None:
+        if self._twin is not None:
+            self._twin.refresh()
 
     def _copies(self, into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights that training can change, as they are now."""

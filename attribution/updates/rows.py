@@ -57,7 +57,7 @@ class Rows:
         runs = components.groups[["kind", "layer", "part"]]  # the groups of one of these stand next to each other
         self._starts = np.flatnonzero((runs != runs.shift()).any(axis=1))
         self._summed = np.flatnonzero(kinds[self._starts])
-        self._labels: dict[int, pd.DataFrame] = {}
+        self._labels: dict[bool, dict[str, np.ndarray]] = {}  # of the rows of a step, by whether it is written whole
         if causes:
             self.choose(torch.stack([cause.abs() for cause in causes]).sum(0))
 
@@ -91,10 +91,16 @@ class Rows:
             picked += [ranked[:CHOSEN], generator.choice(rest, min(CHOSEN, len(rest)), replace=False)]
         self.restore(np.sort(np.concatenate(picked)))
 
+    @property
+    def chosen(self) -> list[int] | None:
+        """Positions that were chosen, for `restore`; None where nothing was or need be chosen."""
+        return None if self.everything or self._written is None else self.exact.tolist()
+
     def restore(self, exact: np.ndarray) -> None:
         """Fix the choice as it was fixed before, by positions in `Components.table`."""
         self.exact = exact
         self._written = self._groups(exact)
+        self._labels.clear()
 
     def of_components(self, values: Tensor) -> Tensor:
         """Values per component as values per group: on output weights, NaN elsewhere."""
@@ -111,21 +117,17 @@ class Rows:
             whole: write every selected component at this step.
         """
         where = self._whole if whole or self._written is None else self._written
+        if whole not in self._labels:
+            groups = self.components.groups
+            rows = pd.concat([groups.iloc[where], groups.iloc[self._starts[self._summed]].assign(index=-1)])
+            self._labels[whole] = {name: rows[name].to_numpy() for name in rows}
         values: dict[str, np.ndarray] = {}
         for name, column in columns.items():
             array = column.numpy()
             sums = np.add.reduceat(array, self._starts)[self._summed] if name in _ADD_UP else np.full(len(self._summed), np.nan)
             values[name] = np.concatenate([array[where], sums])
         values |= {name: np.sqrt(values[name]) for name in SQUARED if name in values}
-        return pd.DataFrame({"step": step, "probe": probe, **self._labelled(where), **values})
-
-    def _labelled(self, where: np.ndarray) -> dict[str, np.ndarray]:
-        """kind, layer, index and part of these groups, and of the sums after them."""
-        if id(where) not in self._labels:
-            groups = self.components.groups
-            rows = pd.concat([groups.iloc[where], groups.iloc[self._starts[self._summed]].assign(index=-1)])
-            self._labels[id(where)] = {name: rows[name].to_numpy() for name in rows}
-        return self._labels[id(where)]
+        return pd.DataFrame({"step": step, "probe": probe, **self._labels[whole], **values})
 
     def _groups(self, positions: np.ndarray) -> np.ndarray:
         """Every part of these components, and the remainder."""

@@ -32,16 +32,18 @@ def recordable(model: nn.Module, optimizer: Any) -> torch.optim.Optimizer:
     if name.lower() in _INSIDE_BACKWARD:
         raise RecordError(
             f"{name} updates layer by layer inside the backward pass, so no step can be seen; train with a plain torch "
-            "optimizer, and for memory with LoRA or FSDP2"
+            "optimizer, and for memory with LoRA"
         )
     if "deepspeed" in type(optimizer).__module__ or not isinstance(optimizer, torch.optim.Optimizer):
         raise RecordError(
-            f"{name} is no torch optimizer, so its steps cannot be seen; train with one (under several "
-            "processes with FSDP2 instead of DeepSpeed)"
+            f"{name} is no torch optimizer, so its steps cannot be seen; train with one, in one process and without DeepSpeed"
         )
     if isinstance(model, nn.DataParallel):
+        raise RecordError("DataParallel runs replicas that cannot be recorded; use one device (CUDA_VISIBLE_DEVICES=0)")
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise RecordError(
-            "DataParallel runs replicas that cannot be recorded; launch with `accelerate launch`, or use one device"
+            f"{torch.distributed.get_world_size()} processes train this model together, of which each would record a part; "
+            "train in one process"
         )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in model.parameters()}
@@ -53,6 +55,14 @@ def recordable(model: nn.Module, optimizer: Any) -> torch.optim.Optimizer:
             "pass do; step after it (in torchtune: optimizer_in_bwd=False)"
         )
     return optimizer
+
+
+def elsewhere(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """A sentence where parameters train that this optimizer does not hold."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    count = sum(parameter not in held for parameter in model.parameters() if parameter.requires_grad)
+    told = f"{count} trainable parameters are not in the optimizer that is recorded: if another one moves them, shares of that "
+    return [f"{told}change are in the residual."] if count else []
 
 
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:

@@ -30,7 +30,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not isinstance(self.of, (str, int)):
-            object.__setattr__(self, "of", tuple(self.of))
+            object.__setattr__(self, "of", tuple(each.item() if isinstance(each, np.generic) else each for each in self.of))
         known = self.of in ("all", "log", "ends") if isinstance(self.of, str) else True
         counts = (self.of,) if isinstance(self.of, int) else () if isinstance(self.of, str) else self.of
         if not known or any(isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in counts):

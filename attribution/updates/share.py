@@ -198,14 +198,14 @@ class Path:
                     stored[name].copy_(end)
 
 
-def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Reading, end: Reading, passes: int = PASSES) -> Shares:
-    """Update shares of one path on one probe set, from the readings at its two ends."""
+def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, end: Node, passes: int = PASSES) -> Shares:
+    """Update shares of one path on one probe set, from its two ends."""
 
     def between(s: float) -> Node:
         with path.at(s):
             return path.node(s, read(path.components, batches, metric))
 
-    return integrate(path.node(0.0, start), path.node(1.0, end), between, passes)
+    return integrate(start, end, between, passes)
 
 
 @contextmanager

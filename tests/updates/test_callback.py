@@ -17,6 +17,7 @@ from attribution.models import load
 from attribution.samples import collate, encode
 from attribution.store import BATCH, read_run
 from attribution.updates.callback import RecorderCallback
+from attribution.updates.recorder import Recorder
 
 
 def trainer(model, tokenizer, training, directory, callbacks=(), peft_config=None, **settings):
@@ -191,3 +192,33 @@ def test_lora_is_recorded_in_the_space_of_effective_weights(tmp_path, fresh, tra
         assert rows["cause_after"].to_numpy() == pytest.approx(values[1].to_numpy(), abs=1e-4)
     row = run.probes[run.probes["step"] == 1].iloc[0]
     assert abs(row["change"]) > 1e-2 and bool(row["resolved"])
+
+
+def test_a_record_that_goes_on_without_its_trainer_is_refused(tmp_path, fresh, training):
+    model, tokenizer = fresh
+    arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer(
+        model, tokenizer, training, tmp_path / "t", [RecorderCallback(tmp_path / "run", everything=True)], **arguments
+    ).train()
+    checkpoints = sorted(folder.parent.name for folder in (tmp_path / "t").glob("checkpoint-*/recorder.json"))
+    assert checkpoints == ["checkpoint-2"]  # from its last one a trainer would go one step too far
+    (tmp_path / "run" / "result.json").unlink()
+    callback = RecorderCallback(tmp_path / "run", everything=True, resume=tmp_path / "t" / "checkpoint-2")
+    with pytest.raises(RecordError, match="from step 2 and the trainer from 0"):
+        trainer(load("planted/unrouted").model, tokenizer, training, tmp_path / "t", [callback], **arguments).train()
+
+
+def test_what_ran_under_autocast_is_repeated_under_it_and_said(tmp_path, fresh, training):
+    model, tokenizer = fresh
+    batch = collate(encode(tokenizer, training[:8]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Recorder(tmp_path / "run", batch_after=True).attach(model, optimizer):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
+        loss.backward()
+        optimizer.step()
+    run = read_run(tmp_path / "run")
+    wide = -model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss.item() * 8
+    before, after = run.steps["batch_before"].iloc[0], run.steps["batch_after"].iloc[0]
+    assert before == pytest.approx(after, rel=1e-5) and abs(before - wide) > 1e-4 * abs(wide)
+    assert any("autocast in torch.bfloat16" in line for line in run.meta["not_measured"])

@@ -56,7 +56,8 @@ def table_of(base, tuned, probes=PROBES, tokenizer=TOKENIZER):
     found = []
     for probe in probes:
         batches = [collate(encode(tokenizer, probe.samples))]
-        share = shares(path, batches, log_odds, read(before, batches, log_odds), read(after, batches, log_odds)).share
+        ends = (path.node(s, read(each, batches, log_odds)) for s, each in ((0.0, before), (1.0, after)))
+        share = shares(path, batches, log_odds, *ends).share
         found.append(before.groups.assign(probe=probe.name, share=share.numpy()))
     return pd.concat(found, ignore_index=True)
 

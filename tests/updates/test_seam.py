@@ -8,7 +8,7 @@ from attribution.causes import attribute
 from attribution.errors import RecordError
 from attribution.models import load
 from attribution.samples import collate, encode
-from attribution.store import BATCH, read_run
+from attribution.store import BATCH, RunWriter, read_run
 from attribution.updates.recorder import Recorder
 from attribution.updates.seam import plain, recordable
 
@@ -158,3 +158,78 @@ def test_bf16_shows_what_was_intended_and_what_was_applied(tmp_path, fresh, trai
 
 def test_in_float32_nothing_is_intended_beyond_what_was_applied(recorded):
     assert read_run(recorded["path"]).parts["intended_norm"].isna().all()
+
+
+def test_a_step_with_a_closure_is_refused(tmp_path, fresh, training):
+    """Its gradient is made inside the step, after the pre-hook: what could be recorded is of the step before."""
+    model, tokenizer = fresh
+    batch = collate(encode(tokenizer, training[:4]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure():
+        loss = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
+        loss.backward()
+        return loss
+
+    with pytest.raises(RecordError, match="closure"), Recorder(tmp_path / "run").attach(model, optimizer):
+        optimizer.step(closure)
+    assert read_run(tmp_path / "run").status["state"] == "failed"
+
+
+def test_after_a_step_that_broke_off_the_next_ones_are_recorded(tmp_path, fresh, training):
+    model, tokenizer = fresh
+    batch = collate(encode(tokenizer, training[:4]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run", everything=True).attach(model, optimizer):
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
+            (loss * float("nan") if step == 1 else loss).backward()
+            if step == 1:
+                with pytest.raises(RecordError, match="not finite"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+    steps = read_run(tmp_path / "run").steps
+    assert steps["skipped"].tolist() == [False] * 3 and (steps["update_norm"] > 0).all()
+
+
+def test_the_clip_factor_is_that_of_what_the_optimizer_holds(tmp_path, fresh, training):
+    model, tokenizer = fresh
+    batch = collate(encode(tokenizer, training[:4]))
+    held = [p for name, p in model.named_parameters() if "self_attn" in name]
+    optimizer = torch.optim.SGD(held, lr=0.1)
+    with Recorder(tmp_path / "run").attach(model, optimizer):
+        model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(held, 0.01).item()
+        optimizer.step()
+    row = read_run(tmp_path / "run").steps.iloc[0]
+    assert row["clip_factor"] == pytest.approx(0.01 / norm, rel=1e-3) and row["grad_norm_raw"] == pytest.approx(norm, rel=1e-3)
+    assert any("not in the optimizer" in line for line in read_run(tmp_path / "run").meta["not_measured"])
+
+
+def test_a_recorder_records_one_training_at_a_time(tmp_path, fresh):
+    model, _ = fresh
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(tmp_path / "run")
+    with recorder.attach(model, optimizer), pytest.raises(RecordError, match="recording already"):
+        recorder.begin(model, optimizer)
+    assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+def test_an_interrupt_during_the_last_reading_keeps_the_record(tmp_path, fresh, training, probes, monkeypatch):
+    model, tokenizer = fresh
+    batch = collate(encode(tokenizer, training[:4]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(tmp_path / "run", probes=probes[:1], tokenizer=tokenizer, kinds=("head",))
+    with pytest.raises(KeyboardInterrupt), recorder.attach(model, optimizer):
+        model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss.backward()
+        optimizer.step()
+
+        def interrupted(**_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(recorder._readings, "milestone", interrupted)
+    run = read_run(tmp_path / "run")
+    assert run.status["state"] == "interrupted" and len(run.steps) == 1 and len(run.probes) == 2
+    RunWriter(tmp_path / "run", run.config).close()  # the directory is free

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from attribution.causes import attribute
 from attribution.components import Components
 from attribution.errors import ConfigError
+from attribution.models import load
 from attribution.store import BATCH, read_run
 from attribution.updates import update_shares
 from attribution.updates.recorder import Recorder
@@ -52,8 +55,6 @@ def test_what_is_left_out_is_in_the_sums_of_its_layer(tmp_path, fresh, loop, tra
     """The same training recorded whole and in part: the part's rows are those of the whole, and so is every sum."""
     runs = {}
     for name, settings in (("whole", {}), ("part", {"kinds": ("head", "neuron"), "layers": [1, 2], "heads": [(1, 0), (2, 3)]})):
-        from attribution.models import load
-
         model, tokenizer = load("planted/unrouted")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         recorder = Recorder(tmp_path / name, probes=probes[:1], tokenizer=tokenizer, everything=True, **settings)
@@ -98,9 +99,45 @@ def test_shares_between_recorded_steps_run_along_the_chord(tmp_path, fresh, loop
     assert (run.steps["grad_norm"] > 0).all() and run.steps["loss"].notna().all()
     for probe in probes:
         rows = run.probes[run.probes["probe"] == probe.name].set_index("step")
-        assert rows.index.tolist() == [0, 2, 4] and rows.loc[[2, 4], "resolved"].all()
+        assert rows.index.tolist() == [0, 2, 4, 5] and rows.loc[[2, 4, 5], "resolved"].all()  # the end is read anyway
         total = update_shares(tmp_path / "run").query("probe == @probe.name")["share"].sum()
-        change = rows.loc[4, "metric"] - rows.loc[0, "metric"]
+        change = rows.loc[5, "metric"] - rows.loc[0, "metric"]
         assert abs(change) > 1e-3 and total == pytest.approx(change, rel=0.02)
     assert set(run.parts.loc[run.parts["probe"] == BATCH, "step"]) == {2, 4}
     assert set(run.influence["step"]) == {0, 5}
+    assert run.result["probes"][probes[0].name]["after"] == pytest.approx(run.probes["metric"].iloc[-2], abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", ["ends", 10, (100,)])
+def test_the_end_is_read_whatever_steps_are_recorded(tmp_path, fresh, loop, training, probes, steps):
+    model, tokenizer = fresh
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    recorder = Recorder(tmp_path / "run", probes=probes[:1], tokenizer=tokenizer, steps=steps, milestones=(2,), kinds=("head",))
+    with recorder.attach(model, optimizer):
+        loop(model, tokenizer, training, optimizer, 3)
+    run = read_run(tmp_path / "run")
+    assert run.probes["step"].tolist() == [0, 2, 3] and set(run.influence["step"]) == {0, 2, 3}  # a milestone is recorded too
+    end = attribute(model, tokenizer, probes[0].samples, components=[("head", 1, 0)]).table["effect"][0]
+    row = run.influence.query("step == 3 and layer == 1 and index == 0")
+    assert row["effect"].item() == pytest.approx(end, abs=1e-5)
+    assert run.probes["share_sum"].sum() == pytest.approx(run.probes["change"].sum(), rel=0.02)
+
+
+def test_under_adapters_steps_left_out_leave_the_others_as_they_are(tmp_path, fresh, loop, training, probes):
+    """The plain twin follows the adapters at every recorded step, whatever came between."""
+    found = {}
+    for steps in ("all", 2):
+        torch.manual_seed(0)
+        model, tokenizer = load("planted/unrouted")
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+        path = tmp_path / str(steps)
+        recorder = Recorder(path, probes=probes[:1], tokenizer=tokenizer, steps=steps, milestones="ends", everything=True)
+        with recorder.attach(adapted, optimizer):
+            loop(adapted, tokenizer, training, optimizer, 5)
+        found[steps] = read_run(path)
+    batches = [found[steps].parts.query("probe == 'batch' and step in (2, 4)").reset_index(drop=True) for steps in ("all", 2)]
+    for column in ("update_norm", "weight_norm", "cause_before", "grad_dot_update"):
+        np.testing.assert_allclose(batches[0][column], batches[1][column], rtol=1e-5, atol=1e-8)
+    ends = [found[steps].influence.query("step == 5")["effect"].to_numpy() for steps in ("all", 2)]
+    np.testing.assert_allclose(*ends, atol=1e-6)

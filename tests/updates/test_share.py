@@ -86,7 +86,8 @@ def trained(training):
 def test_shares_add_up_to_the_change(trained):
     components, start, found, before = trained
     after = read(components, found, log_odds)
-    result = shares(Path(components, start), found, log_odds, before, after)
+    path = Path(components, start)
+    result = shares(path, found, log_odds, path.node(0.0, before), path.node(1.0, after))
     assert result.resolved and abs(result.change) > 0.1
     assert result.change == pytest.approx(after.metric - before.metric)
     assert abs(result.change - result.share.sum().item()) <= TOLERANCE * abs(result.change) + FLOOR

@@ -1,0 +1,128 @@
+"""All that is read of a model between steps, and written: probe sets, watched sets, named sets, single components.
+
+Knows readers, the record and the rule of what is written; knows nothing about optimizers or the training batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from attribution.components import Components
+from attribution.updates.probes import ProbeReader, Step, Watch
+from attribution.updates.record import Record
+from attribution.updates.rows import Rows
+from attribution.updates.selection import Schedule, Selection
+from attribution.updates.share import Path
+
+
+class Readings:
+    """Reads a model at the start, after steps and at the end.
+
+    Args:
+        components: of the model.
+        readers: of probe sets; the first is the primary one.
+        watches: of sets of which only behaviour is read.
+        sets, compared: named sets of components, as positions.
+        settings: those of the `Recorder`.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        readers: Sequence[ProbeReader],
+        watches: Sequence[Watch],
+        sets: Mapping[str, np.ndarray],
+        compared: Mapping[str, np.ndarray],
+        settings: Mapping[str, Any],
+    ):
+        self.components, self.readers, self.watches = components, readers, watches
+        self.sets, self.compared, self.settings = dict(sets), dict(compared), settings
+        self.first: dict[str, float] = {}
+        self._milestones = Schedule(settings["milestones"])
+        self._ablated: int | None = None
+
+    def start(self, record: Record, everything: bool, selection: Selection) -> None:
+        """Read and write the model before training."""
+        self.record = record
+        self.first = {reader.name: reader.start() for reader in self.readers}
+        for name, metric in self.first.items():
+            record.add("probes", {"step": 0, "probe": name, "metric": metric, "kl": 0.0})
+        self._write_behaviour()
+        self.rows = Rows(self.components, everything, [reader.causes for reader in self.readers], selection)
+        self.milestone(ends=True)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from, beside `tensors`."""
+        return {"first": self.first, "chosen": self.rows.chosen, "ablated": self._ablated}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was read at the start and is compared with later."""
+        return {
+            f"{reader.name}\t{key}": value.contiguous()
+            for reader in (*self.readers, *self.watches)
+            for key, value in reader.state().items()
+        }
+
+    def restore(
+        self, record: Record, everything: bool, selection: Selection, state: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """As `start`, with what was read then; the model is read as it is."""
+        self.record, self.first, self._ablated = record, state["first"], state["ablated"]
+        for reader in (*self.readers, *self.watches):
+            prefix = f"{reader.name}\t"
+            reader.restore({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+        self.rows = Rows(self.components, everything, (), selection)
+        if state["chosen"] is not None:
+            self.rows.restore(np.array(state["chosen"], dtype=np.int64))
+
+    def step(self, path: Path) -> None:
+        """Read and write the weights as they are now, and the shares of a path that ends there."""
+        for reader in self.readers:
+            self._write_probe(reader.name, reader.step(path))
+        self._write_behaviour()
+
+    def milestone(self, *, ends: bool) -> None:
+        """Ablate one at a time what has not been ablated at this step: heads, at both ends what else was asked for."""
+        step, singles = self.record.steps, self.settings["singles"]
+        done = self.rows.heads if self._ablated == step else []
+        whole = ends and (singles == "all" or (singles == "end" and step > 0))
+        for place, reader in enumerate(self.readers):
+            exact = self.rows.exact if whole and not (place and self.settings["primary_only"]) else self.rows.heads
+            positions = np.setdiff1d(exact, done)
+            if len(positions):
+                self.record.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
+        self._ablated = step
+
+    def write(self, probe: str, columns: Mapping[str, Tensor]) -> None:
+        """Columns per group, Float64 [groups] each, of this step."""
+        step = self.record.steps
+        self.record.add("components", self.rows.frame(step, probe, columns, whole=self._milestones.due(step)))
+
+    def _write_probe(self, name: str, step: Step) -> None:
+        found = step.shares
+        columns = {column: self.rows.of_components(value) for column, value in step.columns.items()}
+        self.write(name, {**columns, "share": found.share})
+        self.record.add("probes", {
+            "step": self.record.steps, "probe": name, "metric": step.metric, "kl": step.kl, "change": found.change,
+            "share_sum": found.share.sum().item(), "residual": found.residual, "resolved": found.resolved,
+            "passes": found.passes - 1,
+        })  # fmt: skip
+
+    def _write_behaviour(self) -> None:
+        """What is read at the start and after every recorded step alike: watched sets, and named sets ablated jointly."""
+        step = self.record.steps
+        for watch in self.watches:
+            metric, divergence = watch.read()
+            self.record.add("probes", {"step": step, "probe": watch.name, "metric": metric, "kl": divergence})
+        due = step % self.settings["compared_every"] == 0
+        for place, reader in enumerate(self.readers):
+            others = due and not (place and self.settings["primary_only"])
+            sets = {**self.sets, **self.compared} if others else self.sets
+            if sets:
+                self.record.add("sets", reader.influence_of_sets(sets).assign(step=step, probe=reader.name))
+            if self.sets and reader.beside and due:
+                self.record.add("sets", reader.influence_beside(self.sets).assign(step=step, probe=reader.name))
