@@ -14,7 +14,8 @@ def update_shares(path: str | os.PathLike[str]) -> pd.DataFrame:
 
     Returns:
         One row per probe set and component: probe, kind, layer, index, name (of a remainder group), share (metric
-        units), steps (over how many recorded steps the sum runs).
+        units), steps (over how many recorded steps the sum runs). Of a record that holds a choice of components, rows of
+        index -1 are sums over whole layers, those of single components among them.
 
     Raises:
         RunError: there is no run.

@@ -81,7 +81,16 @@ def effective(model: nn.Module) -> Effective | None:
         return None
     from attribution.updates.adapters import Effective, adapted
 
-    return Effective(model) if adapted(model) else None
+    if not adapted(model):
+        return None
+    twin = Effective(model)
+    embedding, head = twin.model.get_input_embeddings(), twin.model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight and head.weight.requires_grad:
+        raise RecordError(
+            "the embedding, tied to the unembedding, trains beside adapters, where its two uses cannot be told apart; freeze "
+            "it, or untie the two (tie_word_embeddings=False)"
+        )
+    return twin
 
 
 def plain(model: nn.Module) -> nn.Module:

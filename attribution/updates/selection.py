@@ -48,7 +48,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which components are written, and ablated, one at a time. All others are in the sums of their layer.
+    """Which components are written, and ablated, one at a time. The sums of their layer hold all, chosen or not.
 
     Args:
         kinds: of components.

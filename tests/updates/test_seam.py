@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from attribution.causes import attribute
@@ -10,7 +11,7 @@ from attribution.models import load
 from attribution.samples import collate, encode
 from attribution.store import BATCH, RunWriter, read_run
 from attribution.updates.recorder import Recorder
-from attribution.updates.seam import plain, recordable
+from attribution.updates.seam import effective, plain, recordable
 
 
 class LOMO(torch.optim.SGD):
@@ -233,3 +234,11 @@ def test_an_interrupt_during_the_last_reading_keeps_the_record(tmp_path, fresh, 
     run = read_run(tmp_path / "run")
     assert run.status["state"] == "interrupted" and len(run.steps) == 1 and len(run.probes) == 2
     RunWriter(tmp_path / "run", run.config).close()  # the directory is free
+
+
+def test_a_tied_embedding_that_trains_beside_adapters_is_refused(tiny):
+    model = get_peft_model(tiny("llama", tied=True), LoraConfig(r=2, target_modules=["q_proj"]))
+    assert effective(model) is not None
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(RecordError, match="tied to the unembedding"):
+        effective(model)
