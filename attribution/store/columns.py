@@ -31,7 +31,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "batch_after": "the same after the step, same dropout masks",
         "seconds": "wall time since the previous step",
         "recorder_seconds": "of which the recorder's own",
-        "reward": "mean reward that the trainer logged (null where it logs none)",
+        "reward": "mean reward of the step, as the trainer logged it or the loop told (null where neither does)",
+        "advantage": "mean advantage of the step, alike",
         "skipped": "whether the update was dropped: overflow under a loss scale, or gradients zeroed before the step",
     },
     "probes": {

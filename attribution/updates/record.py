@@ -69,9 +69,9 @@ class Record:
         self._last, self._at_last = now, self._recorder_seconds
 
     def logged(self, values: Mapping[str, Any]) -> None:
-        """What a trainer logged about the last step: its reward, and its loss where the pass did not tell."""
+        """What a trainer says of the last step: reward and advantage, and its loss where the pass did not tell."""
         if self._row is not None:
-            self._row["reward"] = values.get("reward", self._row.get("reward"))
+            self._row |= {name: values[name] for name in ("reward", "advantage") if name in values}
             if self._row.get("loss") is None:
                 self._row["loss"] = values.get("loss")
 

@@ -235,7 +235,10 @@ class Recorder:
         write_json(FilePath(folder) / STATE, {**self._record.state(), **self._readings.state(), "current": self._current})
 
     def logged(self, values: Mapping[str, Any]) -> None:
-        """What a trainer logged for the last step."""
+        """What is known of the last step besides: `reward`, `advantage`, and `loss` where the pass does not tell it.
+
+        Call it after the optimizer's step and before the next; the callback hands on what its trainer logs.
+        """
         self._record.logged(values)
 
     def skipped(self) -> None:

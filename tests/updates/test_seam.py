@@ -242,3 +242,20 @@ def test_a_tied_embedding_that_trains_beside_adapters_is_refused(tiny):
     model.get_input_embeddings().weight.requires_grad_(True)
     with pytest.raises(RecordError, match="tied to the unembedding"):
         effective(model)
+
+
+def test_what_a_loop_tells_of_its_step_stands_in_its_row(tmp_path, fresh, training):
+    model, tokenizer = fresh
+    batch = collate(encode(tokenizer, training[:4]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(tmp_path / "run")
+    with recorder.attach(model, optimizer):
+        for step in range(3):
+            optimizer.zero_grad()
+            model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -1].sum().backward()  # no loss that tells itself
+            optimizer.step()
+            if step < 2:
+                recorder.logged({"reward": 0.5 + step, "advantage": -step, "loss": 2.0, "other": 7})
+    steps = read_run(tmp_path / "run").steps
+    assert steps["reward"].tolist()[:2] == [0.5, 1.5] and steps["advantage"].tolist()[:2] == [0, -1]
+    assert steps["loss"].tolist()[:2] == [2, 2] and steps[["reward", "advantage", "loss"]].iloc[2].isna().all()
