@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attribution.runs import stages
 from attribution.runs.config import RunConfig, digests
-from attribution.store import TRAINING, RunWriter, claim, is_finished, read_json, read_run
+from attribution.store import TRAINING, RunWriter, claim, is_finished, read_run
 
 
 def run(
@@ -48,8 +48,7 @@ def run(
     checkpoint = stages.newest_checkpoint(path)
     if checkpoint is None:
         claim(path, written)
-    parts = None if checkpoint is None else read_json(checkpoint / "recorder.json")["parts"]
-    writer = RunWriter(path, written, parts=parts)
+    writer = RunWriter(path, written, parts=None if checkpoint is None else stages.kept_parts(checkpoint))
 
     def stage(line: str) -> None:
         writer.log(line)

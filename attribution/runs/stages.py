@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attribution.errors import ConfigError
 from attribution.recipes import Setting
 from attribution.runs.config import RunConfig
-from attribution.store import TRAINING, RunWriter, read_run
+from attribution.store import TRAINING, RunWriter, read_json, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,6 +174,13 @@ def newest_checkpoint(path: Path) -> Path | None:
 
     found = [state.parent for state in (path / CHECKPOINTS).glob(f"checkpoint-*/{STATE}")]
     return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def kept_parts(checkpoint: Path) -> dict[str, int]:
+    """How many parts of each frame the checkpoint knew."""
+    from attribution.updates.recorder import STATE
+
+    return read_json(checkpoint / STATE)["parts"]
 
 
 def remove_checkpoints(path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from attribution.errors import RecordError
 from attribution.models import anatomy
+from attribution.updates.watcher import Watcher
 
 # What trainers, compilers and PEFT put on a module from outside; a patched forward would run the original's.
 _FROM_OUTSIDE = ("forward", "peft_config", "_hf_peft_config_loaded")
@@ -132,7 +132,7 @@ class Effective:
         return twin
 
 
-class EffectiveGradients:
+class EffectiveGradients(Watcher):
     """Gradient of the training loss in effective weights, from the training passes themselves: sum over tokens of dy^T x.
 
     Read at every adapted linear, and at every attention-out and MLP-out linear, adapted or not. It is the gradient as
@@ -155,25 +155,6 @@ class EffectiveGradients:
                 self._watched[f"{path}.weight"] = original
         self.names = frozenset(self._watched)
         self._found: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
-        self._paused = False
-
-    def start(self) -> None:
-        self._handles = [m.register_forward_hook(partial(self._watch, name)) for name, m in self._watched.items()]
-
-    def stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away from backward passes made inside the block; a pass and its recomputation are hooked alike all the same."""
-        self._paused, before = True, self._paused
-        try:
-            yield
-        finally:
-            self._paused = before
 
     def take(self) -> dict[str, Tensor]:
         """The sum since the last call, float32 or wider, by the weight's name in the effective model; starts anew.
@@ -182,6 +163,9 @@ class EffectiveGradients:
         """
         found, self._found = self._found, {}
         return found
+
+    def _hooks(self) -> Iterator[Any]:
+        return (module.register_forward_hook(partial(self._watch, name)) for name, module in self._watched.items())
 
     def _watch(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
         if not torch.is_grad_enabled():

@@ -25,6 +25,7 @@ from attribution.components import Components
 from attribution.samples import IGNORED
 from attribution.updates.share import all_trainable
 from attribution.updates.sizes import Sizes, TrainingSizes
+from attribution.updates.watcher import Watcher
 
 if TYPE_CHECKING:
     from attribution.updates.adapters import EffectiveGradients
@@ -95,7 +96,7 @@ class Watched:
 
 
 @dataclass
-class BatchWatch:
+class BatchWatch(Watcher):
     """Watches a model's training passes between `start` and `stop`.
 
     Args:
@@ -114,10 +115,8 @@ class BatchWatch:
     held: Collection[nn.Parameter] | None = None
     discarded: Callable[[], None] = lambda: None
     _passes: list[_Pass] = field(default_factory=list)
-    _handles: list[Any] = field(default_factory=list)
     _raw: Tensor | None = None  # raw gradient of the reference tensor
     _embedding_use: Tensor | None = None
-    _paused: bool = False
 
     def start(self) -> None:
         parts = self.components.parts
@@ -125,35 +124,23 @@ class BatchWatch:
         self._called_on = next(self._called.parameters()).device
         self._sizes = TrainingSizes(self.components, self.modules)
         self._reference = self._reference_tensor()
-        self._handles = [
-            self._called.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._called.register_forward_hook(self._after),
-        ]
-        if self._reference is not None:
-            self._handles.append(self._reference.register_post_accumulate_grad_hook(self._keep_raw))
-        if parts.tied and self.effective is None:
-            self._handles.append(parts.embedding.register_forward_hook(self._watch_embedding))
+        super().start()
         for watch in self._watches():
             watch.start()
 
     def stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
         for watch in self._watches() if self._handles else ():
             watch.stop()
-        self._handles = []
+        super().stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Look away while the recorder runs passes of its own."""
-        self._paused, before = True, self._paused
-        try:
-            with ExitStack() as stack:
-                for watch in self._watches():
-                    stack.enter_context(watch.paused())
-                yield
-        finally:
-            self._paused = before
+        with ExitStack() as stack:
+            stack.enter_context(super().paused())
+            for watch in self._watches():
+                stack.enter_context(watch.paused())
+            yield
 
     @property
     def seen(self) -> bool:
@@ -250,6 +237,14 @@ class BatchWatch:
         labels = inputs["labels"][:, 1:]
         wanted = labels != IGNORED
         return parts.unembed(hidden[wanted]).log_softmax(-1).gather(-1, labels[wanted][:, None]).sum()
+
+    def _hooks(self) -> Iterator[Any]:
+        yield self._called.register_forward_pre_hook(self._before, with_kwargs=True)
+        yield self._called.register_forward_hook(self._after)
+        if self._reference is not None:
+            yield self._reference.register_post_accumulate_grad_hook(self._keep_raw)
+        if self.components.parts.tied and self.effective is None:
+            yield self.components.parts.embedding.register_forward_hook(self._watch_embedding)
 
     def _watches(self) -> list[TrainingSizes | EffectiveGradients]:
         return [self._sizes, *([self.effective] if self.effective else [])]

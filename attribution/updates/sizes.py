@@ -9,7 +9,6 @@ Knows activations and gradients; knows nothing about what the gradient is of.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from attribution.capture import Site, sites
 from attribution.components import Components
+from attribution.updates.watcher import Watcher
 
 Key = Site | str
 _ROWS = "rows"
@@ -90,7 +90,7 @@ def squares(value: Tensor, real: Tensor | None) -> Tensor:
     return found.sum(0) if real is None else real.to(found.dtype) @ found  # a norm over dim 0 takes 15 times as long
 
 
-class TrainingSizes:
+class TrainingSizes(Watcher):
     """Watches the sizes in a model's own training passes, between `start` and `stop`.
 
     Squares of an activation are taken in the forward pass and counted only when a gradient reaches it, so passes that
@@ -104,27 +104,9 @@ class TrainingSizes:
     def __init__(self, components: Components, modules: Mapping[Site, nn.Module] | None = None):
         self.components = components
         self._modules = modules or {site: site.module(components.parts) for site in sites(components.parts)}
-        self._handles: list[Any] = []
-        self._paused = False
         self._found = Sizes(components)
         self._real: Tensor | None = None  # of the pass under way, as `squares` takes it
         self._tokens: int | None = None
-
-    def start(self) -> None:
-        self._handles = [module.register_forward_pre_hook(partial(self._look, site)) for site, module in self._modules.items()]
-
-    def stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._paused, before = True, self._paused
-        try:
-            yield
-        finally:
-            self._paused = before
 
     def begin(self, mask: Tensor | None) -> None:
         """A pass begins, over tokens that are real where the mask [sample, position] is not 0; None: everywhere."""
@@ -149,3 +131,6 @@ class TrainingSizes:
             self._found.add_squares(site, activation, squares(gradient, real), tokens)
 
         value.register_hook(arrived)
+
+    def _hooks(self) -> Iterator[Any]:
+        return (module.register_forward_pre_hook(partial(self._look, site)) for site, module in self._modules.items())
