@@ -24,5 +24,9 @@ class RunError(AttributionError):
     """A run directory that cannot be used: not there, not writable, unfinished, or of another config."""
 
 
+class RewardError(AttributionError):
+    """A reward function that fails, or gives no reward where there must be one."""
+
+
 class RecordError(AttributionError):
     """A training that cannot be recorded truthfully, or that broke while it was recorded."""

@@ -46,6 +46,8 @@ class Sample(BaseModel):
         weight: 1 for SFT, the advantage for RL.
         contrast: other responses to the same prompt, for the logit difference.
         id: your name for the sample, used in messages.
+        context: text before the prompt, which some recipes drop, exchange or shuffle; ends with what separates it from the
+            prompt, if anything.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,12 @@ class Sample(BaseModel):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     contrast: tuple[Text, ...] = ()
     id: Text | None = None
+    context: Text = ""
+
+    @property
+    def whole_prompt(self) -> str:
+        """Context and prompt."""
+        return self.context + self.prompt
 
 
 class ProbeSet(BaseModel):
@@ -194,15 +202,16 @@ def encode(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, number: int, context: int | None, end: bool) -> Encoded:
     name = f"sample {sample.id or number}"
-    prompt = _tokens(tokenizer, sample.prompt, name)
-    ids = _joint(tokenizer, sample.prompt, prompt, sample.response, name)
+    text = sample.whole_prompt
+    prompt = _tokens(tokenizer, text, name)
+    ids = _joint(tokenizer, text, prompt, sample.response, name)
     if not prompt:
         raise DataError(
             f"{name}: the prompt is empty and the tokenizer adds no beginning token; give the response something to follow"
         )
     contrasts = []
     for other in sample.contrast:
-        other_ids = _joint(tokenizer, sample.prompt, prompt, other, name)
+        other_ids = _joint(tokenizer, text, prompt, other, name)
         differ = next((i for i, (a, b) in enumerate(zip(ids, other_ids, strict=False)) if a != b), None)
         if differ is None:
             raise DataError(
@@ -236,6 +245,32 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[in
     if unknown is not None and unknown in ids and (tokenizer.unk_token or "") not in text:
         raise DataError(f"{name}: the tokenizer does not know a word of {text[-60:]!r}; use words of its vocabulary")
     return begin + ids
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A response that a training step pushed up or down, and by what.
+
+    Attributes:
+        sample: place of its prompt among the training samples, from 0.
+        prompt, text: what stood before it, and the completion itself.
+        encoded: both as tokens; its weight is the advantage.
+        reward: as it was given; None where it could not be scored.
+        ratio: how much more probable it is to the model now than it was to its sampler, as far as the loss sees it; None
+            where nobody sampled it.
+    """
+
+    sample: int
+    prompt: str
+    text: str
+    encoded: Encoded
+    reward: float | None
+    ratio: float | None = None
+
+    @property
+    def advantage(self) -> float:
+        """How much the step pushes the completion: up where positive."""
+        return self.encoded.weight
 
 
 @dataclass(frozen=True)

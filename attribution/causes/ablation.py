@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attribution.capture import Edit, Replay, Site, edited, scored_logits
 from attribution.causes.reference import Values
@@ -104,14 +104,18 @@ def ablate_sets(
 
 def without(components: Components, positions: np.ndarray, values: Values) -> AbstractContextManager[None]:
     """Context manager: the heads and neurons of a set are replaced by their reference in every pass inside."""
+    edits = edits_without(components, positions, values)
+    return edited({site.module(components.parts): edit for site, edit in edits.items()})
+
+
+def edits_without(components: Components, positions: np.ndarray, values: Values) -> dict[Site, Edit]:
+    """What replaces the heads and neurons of a set by their reference, by site."""
     chosen = components.table.iloc[positions]
-    edits: dict[nn.Module, Edit] = {}
+    edits: dict[Site, Edit] = {}
     for (kind, layer), group in chosen[chosen["kind"] != "row"].groupby(["kind", "layer"]):
         site = Site(str(kind), int(layer))
-        edits[site.module(components.parts)] = _replace(
-            _features(components.parts, site, group["index"].to_numpy(copy=True)), values[site]
-        )
-    return edited(edits)
+        edits[site] = _replace(_features(components.parts, site, group["index"].to_numpy(copy=True)), values[site])
+    return edits
 
 
 def _replace(features: Tensor, value: Tensor) -> Edit:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,10 +22,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from attribution.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attribution.samples import Encoded
+    from attribution.mechanisms import Mechanisms
+    from attribution.samples import Encoded, Sample
+    from attribution.updates.recorder import Recorder
 
 GROUP = "attribution.recipes"
-BUILT_IN = {"sft": "attribution.recipes.sft:SFT"}
+BUILT_IN = {
+    "sft": "attribution.recipes.sft:SFT",
+    "context_distillation": "attribution.recipes.contexts:ContextDistillation",
+    "inoculation": "attribution.recipes.contexts:Inoculation",
+    "dpo": "attribution.recipes.dpo:DPO",
+    "rloo": "attribution.recipes.rl:RLOO",
+    "grpo": "attribution.recipes.rl:GRPO",
+    "reinforce": "attribution.recipes.rl:REINFORCE",
+}
 _registered: dict[str, type[Recipe]] = {}
 
 
@@ -36,19 +46,27 @@ class Setting:
     Attributes:
         model: to be trained in place.
         tokenizer: of the model.
-        samples: encoded, in order.
-        seed: of data order and dropout.
+        samples: as the recipe's `prepare` gave them, in order.
+        encoded: the same as tokens.
+        seed: of data order, dropout and sampling.
         directory: where the trainer may keep files of its own.
         callbacks: to be given to the trainer as they are.
+        recorder: to be told what gradients do not say, completions and their rewards; None where nothing is recorded.
+        sets: named sets of components, for interventions.
+        neutral: cue-neutral samples, for the means that may replace ablated activations.
         progress: show bars.
     """
 
     model: Any
     tokenizer: Any
-    samples: list[Encoded]
+    samples: list[Sample]
+    encoded: list[Encoded]
     seed: int
     directory: Path
     callbacks: list[Any]
+    recorder: Recorder | None = None
+    sets: Mechanisms = field(default_factory=dict)
+    neutral: list[Encoded] = field(default_factory=list)
     progress: bool = False
 
 
@@ -85,6 +103,23 @@ class Recipe(BaseModel, ABC):
     """A recipe's settings, in plain types; `build` makes the trainer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def boundary(self) -> int:
+        """After how many steps, and their multiples, a training may be stopped and resumed; 1: after each."""
+        return 1
+
+    def prepare(self, samples: Sequence[Sample], model: Any, tokenizer: Any, seed: int) -> list[Sample]:
+        """The samples that are trained on, made of those that were given. The model is left as it is."""
+        return list(samples)
+
+    def check(self, setting: Setting) -> None:
+        """Refuse, before anything is written, what `build` or the training would refuse of this setting.
+
+        Raises:
+            ConfigError: settings that do not fit.
+            DataError: samples that this recipe cannot train on.
+        """
 
     @abstractmethod
     def build(self, setting: Setting) -> Any:

@@ -49,6 +49,8 @@ class RunConfig(BaseModel):
         heads: of those, as pairs of layer and head; by default all.
         everything: write every neuron and row at every step; by default where the model is small.
         batch_after: one more pass over the training batch after each step; by default where the model is small.
+        completions: at every how many steps the causes of sampled or preferred completions are read; 0: never; by default at
+            each where the model is small, at every tenth of a larger one.
         share_passes: gradient evaluations allowed for the update shares of one step on one probe set.
         seed: of data order and dropout.
         device: where the model lives, cpu or cuda.
@@ -84,6 +86,7 @@ class RunConfig(BaseModel):
     heads: tuple[tuple[int, int], ...] | None = None
     everything: bool | None = None
     batch_after: bool | None = None
+    completions: int | None = Field(default=None, ge=0)
     share_passes: int = Field(default=9, ge=2)
     seed: int = 0
     device: str = "cpu"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attribution.causes import Causes
     from attribution.mechanisms import Mechanisms
     from attribution.samples import Encoded, ProbeSet, Sample
+    from attribution.updates.recorder import Recorder
 
 CAUSE_SAMPLES = 64  # training samples on which causes are measured by exact ablation, spread over the file
 GRAFTED_NEURONS, GRAFTED_ROWS = 16, 24  # of a layer, and in all, by |update share| on each probe set
@@ -37,7 +38,8 @@ class Material:
     Attributes:
         config: what to do.
         model, tokenizer: the model, which training changes.
-        encoded: the training samples.
+        samples: to train on, as the recipe makes them of those given.
+        encoded: the same as tokens.
         probes, watched: sets of samples; the first one watched are training samples.
         sets, compared: named sets of components.
         progress: show bars.
@@ -46,6 +48,7 @@ class Material:
     config: RunConfig
     model: Any
     tokenizer: Any
+    samples: list[Sample]
     encoded: list[Encoded]
     probes: list[ProbeSet]
     watched: list[ProbeSet]
@@ -76,14 +79,17 @@ def read(config: RunConfig, progress: bool) -> Material:
     samples = read_samples(config.data)
     others = config.counterfactuals or [None] * len(config.probes)
     probes = [ProbeSet.read(p, counterfactuals=c) for p, c in zip(config.probes, others, strict=True)]
-    watched = [ProbeSet(name=TRAINING, samples=tuple(_spread(samples))), *map(ProbeSet.read, config.watched)]
     sets = read_mechanisms(_mechanisms(config)) if config.sets else {}
     compared = read_mechanisms(config.compared) if config.compared else {}
     if twice := set(sets) & set(compared):
         raise ConfigError(f"two sets are called {min(twice)!r}; rename one")
     model, tokenizer = load(config.model, device=config.device, allow_pickle=config.allow_pickle)
-    encoded = encode(tokenizer, samples, context=getattr(model.config, "max_position_embeddings", None))
-    material = Material(config, model, tokenizer, encoded, probes, watched, sets, compared, progress)
+    context = getattr(model.config, "max_position_embeddings", None)
+    encode(tokenizer, samples, context=context)  # what is wrong with them is said of them as they were given
+    samples = config.training.prepare(samples, model, tokenizer, config.seed)
+    encoded = encode(tokenizer, samples, context=context)
+    watched = [ProbeSet(name=TRAINING, samples=tuple(_spread(samples))), *map(ProbeSet.read, config.watched)]
+    material = Material(config, model, tokenizer, samples, encoded, probes, watched, sets, compared, progress)
     _check(material)
     return material
 
@@ -96,6 +102,7 @@ def _check(given: Material) -> None:
     from attribution.updates.selection import Selection
 
     config = given.config
+    config.training.check(setting(given, Path(), []))
     _recorder(given, "")
     components = Components(given.model)
     for probe in given.probes:
@@ -154,8 +161,7 @@ def train(given: Material, writer: RunWriter, checkpoint: Path | None) -> tuple[
     config = given.config
     callback = _recorder(given, writer, checkpoint)
     folder = writer.path / CHECKPOINTS
-    setting = Setting(given.model, given.tokenizer, given.encoded, config.seed, folder, [callback], given.progress)
-    trainer = config.training.build(setting)
+    trainer = config.training.build(setting(given, folder, [callback], callback.recorder))
     try:
         trainer.train(**({"resume_from_checkpoint": str(checkpoint)} if checkpoint else {}))
     except BaseException as error:
@@ -166,6 +172,18 @@ def train(given: Material, writer: RunWriter, checkpoint: Path | None) -> tuple[
             folder.rmdir()  # where the trainer kept nothing
     given.model.eval()
     return callback.recorder.result(), plain(given.model)
+
+
+def setting(given: Material, folder: Path, callbacks: list[Any], recorder: Recorder | None = None) -> Setting:
+    """What the recipe trains on."""
+    from attribution.samples import encode
+
+    neutral = [sample for probe in given.probes[:1] for sample in probe.counterfactuals]
+    return Setting(
+        model=given.model, tokenizer=given.tokenizer, samples=given.samples, encoded=given.encoded, seed=given.config.seed,
+        directory=folder, callbacks=callbacks, recorder=recorder, sets=given.sets,
+        neutral=encode(given.tokenizer, neutral) if neutral else [], progress=given.progress,
+    )  # fmt: skip
 
 
 def newest_checkpoint(path: Path) -> Path | None:
@@ -197,7 +215,7 @@ def _recorder(given: Material, where: Any, checkpoint: Path | None = None) -> An
         share_passes=config.share_passes, sets=given.sets, compared=given.compared, compared_every=config.compared_every,
         beside=config.beside, primary_only=config.primary_only, watched=given.watched, singles=config.singles,
         kinds=config.kinds, layers=config.layers, heads=config.heads, steps=config.steps, resume=checkpoint,
-        checkpoint_seconds=config.checkpoint_seconds,
+        completions=config.completions, checkpoint_seconds=config.checkpoint_seconds, boundary=config.training.boundary,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
       status.json               running | failed | interrupted | finished, and how far; log.txt: when what was done
       start.safetensors         what the model said at the start, for resuming
       steps.parquet/            one row per optimizer step
+      samples.jsonl             completions that were trained on, with reward and advantage; fields in `SAMPLES`
       probes.parquet/           step x probe set
       components.parquet/       step x probe set x component part
       influence.parquet/        milestone x probe set x component: exact ablation
@@ -17,8 +18,8 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
       linear_grafts.parquet/    probe set x random set of components
       result.json               written last: the completion marker
 
-Every file appears under a temporary name and is renamed, so a reader never meets half of one. The columns of each
-frame, with units, are in `COLUMNS`.
+Every file appears under a temporary name and is renamed, so a reader never meets half of one; samples.jsonl grows by
+whole lines. The columns of each frame, with units, are in `COLUMNS`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from attribution.store.columns import (
     FORMAT,
     NORMS_KEPT,
     OWN_MEAN,
+    SAMPLES,
     TRAINING,
 )
 from attribution.store.files import read_json, write_atomic, write_json
@@ -45,6 +47,7 @@ __all__ = [
     "FORMAT",
     "NORMS_KEPT",
     "OWN_MEAN",
+    "SAMPLES",
     "TRAINING",
     "Run",
     "RunWriter",

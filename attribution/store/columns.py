@@ -9,6 +9,17 @@ TRAINING = "training samples"  # and the samples of the training file on which c
 OWN_MEAN, BASE_MEAN, NORMS_KEPT = "mean", "base mean", "norms before training"
 BESIDE = (OWN_MEAN, BASE_MEAN, NORMS_KEPT)
 
+SAMPLES = {  # fields of a line of samples.jsonl: one completion that one step trained on
+    "step": "optimizer step, from 1; a completion that is trained on in two steps has two lines",
+    "sample": "place of its prompt in the training data, from 0",
+    "prompt": "the prompt, with its context",
+    "completion": "what was sampled; of a preference pair either response",
+    "tokens": "tokens of the completion",
+    "reward": "as given, controls applied; of a preference pair beta x (log p - log p of the reference); null: none",
+    "advantage": "how much the step pushes it: as the trainer uses it, in preference training minus the derivative of the loss "
+    "of a pair by the log-probability of the completion",
+    "ratio": "p(completion) now / when it was sampled, as far as the loss sees the two differ; null where nobody sampled it",
+}
 _KEY = {
     "step": "optimizer steps done after this row's update (1 … T); in `probes` and `influence` 0 is the start",
     "probe": f"name of the probe set, {BATCH!r} for the training batch, or {TRAINING!r} (influence at step 0: the causes)",
@@ -31,8 +42,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "batch_after": "the same after the step, same dropout masks",
         "seconds": "wall time since the previous step",
         "recorder_seconds": "of which the recorder's own",
-        "reward": "mean reward of the step, as the trainer logged it or the loop told (null where neither does)",
-        "advantage": "mean advantage of the step, alike",
+        "reward": "mean reward of the completions trained on, or as the trainer logged it or the loop told (null: none does)",
+        "advantage": "mean size of their advantages, alike: 0 where nothing is pushed up or down",
         "skipped": "whether the update was dropped: overflow under a loss scale, or gradients zeroed before the step",
     },
     "probes": {
@@ -51,6 +62,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "part": "writing (output weights), routing (q), gating (gate, up) or the name of a remainder group",
         "cause_before": "first-order cause before the step; sum over the batch, or mean over the probe set",
         "cause_after": "the same after the step",
+        "cause_rewarded": "first-order cause of the step's completions before the step (batch rows only, as the next two): of "
+        "the response metric, each completion times its advantage, mean over completions",
+        "cause_high": "the same of completions with a positive advantage, not weighted",
+        "cause_low": "the same of those with a negative advantage",
         "activation_before": "root mean square over tokens of the component's activation, before the step (a head: length of "
         "its slice; a row: centred logit at scored positions; null for rows of the batch)",
         "activation_after": "the same after the step (probe rows only, as the next but one)",

@@ -40,6 +40,22 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
 
 
+def append(path: Path, data: bytes) -> int:
+    """Append to a file, down to the disk; returns how long it is then.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        with open(path, "ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; keys keep their order."""
     write_atomic(path, (json.dumps(value, indent=2, default=plain) + "\n").encode())

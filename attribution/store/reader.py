@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from attribution.errors import RunError
-from attribution.store.columns import COLUMNS, FORMAT
+from attribution.store.columns import COLUMNS, FORMAT, SAMPLES
 from attribution.store.files import read_json
-from attribution.store.writer import is_finished
+from attribution.store.writer import LINES, is_finished
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,18 @@ class Run:
         return self._frame("steps")
 
     @cached_property
+    def samples(self) -> pd.DataFrame:
+        """Completions that were trained on, one row each; fields in `SAMPLES`. Empty where nothing was sampled or preferred."""
+        path = self.path / LINES
+        # what follows the last line break is a line that a killed process was writing
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        try:
+            rows = [json.loads(line) for line in whole.split(b"\n") if line]
+        except ValueError as error:
+            raise RunError(f"{path} cannot be read ({error}); restore it or run again") from None
+        return pd.DataFrame(rows, columns=list(SAMPLES))
+
+    @cached_property
     def probes(self) -> pd.DataFrame:
         return self._frame("probes")
 
@@ -72,7 +85,8 @@ class Run:
         whole = parts[~remainder].copy()
         norms = ["weight_norm", "grad_norm", "update_norm", "intended_norm"]
         whole[norms] = whole[norms].astype("float64") ** 2
-        sums = ["cause_before", "cause_after", "grad_dot_update", "share", *norms]
+        causes = ["cause_before", "cause_after", "cause_rewarded", "cause_high", "cause_low"]
+        sums = [*causes, "grad_dot_update", "share", *norms]
         grouped = whole.groupby(keys, sort=False, observed=True)
         joined = grouped[sums].sum(min_count=1)
         joined[norms] = np.sqrt(joined[norms])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from typing import Any
 import pandas as pd
 
 from attribution.errors import RunError
-from attribution.store.columns import COLUMNS, FORMAT
-from attribution.store.files import LOCK, TEMPORARY, locked, plain, read_json, write_atomic, write_json
+from attribution.store.columns import COLUMNS, FORMAT, SAMPLES
+from attribution.store.files import LOCK, TEMPORARY, append, locked, plain, read_json, write_atomic, write_json
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Eight hex digits of a config, independent of key order."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+LINES = "samples.jsonl"
 
 
 class RunWriter:
@@ -34,7 +37,7 @@ class RunWriter:
             None: begin anew, and move an unfinished record aside.
 
     Attributes:
-        parts: how many parts of each frame are written.
+        parts: how many parts of each frame are written, and how many bytes of samples.jsonl.
 
     Raises:
         RunError: another config or a finished run lies there, another process writes it, or it cannot be written.
@@ -43,6 +46,7 @@ class RunWriter:
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, parts: Mapping[str, int] | None = None):
         self.path = Path(path)
         self._rows: dict[str, list[pd.DataFrame | Mapping[str, Any]]] = {}
+        self._lines: list[str] = []
         if parts is None:
             claim(self.path, config)
         else:
@@ -53,6 +57,8 @@ class RunWriter:
             for part in (self.path / f"{frame}.parquet").glob("part-*.parquet"):
                 if int(part.stem.removeprefix("part-")) >= self.parts.get(frame, 0):
                     part.unlink()
+        if parts is not None and (self.path / LINES).exists():
+            os.truncate(self.path / LINES, self.parts.get(LINES, 0))
         write_json(self.path / "config.json", config)
         self.status("running", step=0)
 
@@ -63,8 +69,22 @@ class RunWriter:
             raise ValueError(f"columns {sorted(unknown)} are not documented in COLUMNS[{frame!r}]")
         self._rows.setdefault(frame, []).append(rows)
 
+    def samples(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines to samples.jsonl, with the fields of `SAMPLES`."""
+        for line in lines:
+            if set(line) != set(SAMPLES):
+                raise ValueError(f"fields {sorted(line)} are not those documented in SAMPLES")
+            self._lines.append(json.dumps(line, ensure_ascii=False, default=plain) + "\n")
+
     def flush(self) -> None:
-        """Write what was added since the last flush as one new part per frame."""
+        """Write what was added since the last flush as one new part per frame.
+
+        Raises:
+            RunError: the directory cannot be written.
+        """
+        if self._lines:
+            self.parts[LINES] = append(self.path / LINES, "".join(self._lines).encode())
+            self._lines.clear()
         for frame, pieces in self._rows.items():
             if pieces:
                 number = self.parts.get(frame, 0)

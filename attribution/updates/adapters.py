@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from attribution.capture import Site, sites
 from attribution.errors import RecordError
 from attribution.models import anatomy
 from attribution.updates.watcher import Watcher
@@ -93,6 +94,12 @@ class Effective:
             weight.copy_(_effective_weight(layer))
         for twin, original in self.originals.items():
             twin.training = original.training
+
+    @property
+    def outputs(self) -> dict[Site, nn.Module]:
+        """The output linears of the original, by site."""
+        parts = anatomy(self.model)
+        return {site: self.originals[site.module(parts)] for site in sites(parts)}
 
     @property
     def not_measured(self) -> list[str]:

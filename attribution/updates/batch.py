@@ -106,6 +106,7 @@ class BatchWatch(Watcher):
         modules: the output linears of `model`, by site; those of `components` if left out.
         held: the parameters of the optimizer; None: all of the model's.
         discarded: called where a batch's gradients were dropped before an optimizer step took them.
+        stopped: Int, positions of components whose own parameters are kept from their gradient.
     """
 
     components: Components
@@ -114,6 +115,7 @@ class BatchWatch(Watcher):
     modules: Mapping[Site, nn.Module] | None = None
     held: Collection[nn.Parameter] | None = None
     discarded: Callable[[], None] = lambda: None
+    stopped: Tensor | None = None
     _passes: list[_Pass] = field(default_factory=list)
     _raw: Tensor | None = None  # raw gradient of the reference tensor
     _embedding_use: Tensor | None = None
@@ -197,6 +199,8 @@ class BatchWatch(Watcher):
             if use.output and use.name not in gradients:
                 unknown = np.isin(self.components.output_groups, use.owners.numpy())
                 causes[torch.as_tensor(unknown)] = float("nan")
+        if self.stopped is not None:  # active, and perhaps a cause, of which their gradient says nothing
+            causes[self.stopped] = float("nan")
         return causes
 
     def again(self, watched: Watched) -> tuple[float, Tensor] | None:

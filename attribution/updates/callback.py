@@ -27,13 +27,14 @@ class RecorderCallback(TrainerCallback):
     Args:
         path: as `Recorder` takes it.
         checkpoint_seconds: ask the trainer for a checkpoint when the last one is older than this; None: never.
+        boundary: ask for one only after multiples of so many steps, where the trainer can be resumed.
         settings: of the `Recorder`.
     """
 
-    def __init__(self, path: Any, *, checkpoint_seconds: float | None = None, **settings: Any):
+    def __init__(self, path: Any, *, checkpoint_seconds: float | None = None, boundary: int = 1, **settings: Any):
         self.recorder = Recorder(path, **settings)
         self._open = False
-        self._checkpoint_seconds, self._saved = checkpoint_seconds, time.monotonic()
+        self._checkpoint_seconds, self._boundary, self._saved = checkpoint_seconds, boundary, time.monotonic()
         self._before = 0  # steps the trainer had made before this record began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -67,7 +68,7 @@ class RecorderCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         late = self._checkpoint_seconds is not None and time.monotonic() - self._saved >= self._checkpoint_seconds
-        if late and state.global_step < state.max_steps:
+        if late and state.global_step < state.max_steps and state.global_step % self._boundary == 0:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ Knows the run directory and clocks; knows nothing about how values were measured
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,10 @@ class Record:
         """Rows, or one row by column."""
         self.writer.add(frame, rows)
 
+    def samples(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Lines of samples.jsonl."""
+        self.writer.samples(lines)
+
     def step(self, row: Mapping[str, Any]) -> None:
         """Keep the row of the step that was just made, until the next begins: a trainer may have more to say on it."""
         if row["skipped"]:
@@ -71,9 +75,8 @@ class Record:
     def logged(self, values: Mapping[str, Any]) -> None:
         """What a trainer says of the last step: reward and advantage, and its loss where the pass did not tell."""
         if self._row is not None:
-            self._row |= {name: values[name] for name in ("reward", "advantage") if name in values}
-            if self._row.get("loss") is None:
-                self._row["loss"] = values.get("loss")
+            said = {name: values[name] for name in ("loss", "reward", "advantage") if name in values}
+            self._row |= {name: value for name, value in said.items() if self._row.get(name) is None}
 
     def settle(self) -> None:
         """Nothing more will be said on the last step; write what has waited long enough."""

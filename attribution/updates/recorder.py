@@ -15,20 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from attribution.capture import sites
 from attribution.components import KINDS, Component, Components
 from attribution.errors import ConfigError, RecordError
 from attribution.metrics import metric_named
-from attribution.samples import ProbeSet
+from attribution.samples import Completion, ProbeSet
 from attribution.store import BATCH, BESIDE, TRAINING, RunWriter, read_json, write_atomic, write_json
 from attribution.updates.batch import BatchWatch
 from attribution.updates.batch_step import BatchStep, Before
+from attribution.updates.completions import EVERY, Completions, lines, told
 from attribution.updates.probes import ProbeReader, Watch
 from attribution.updates.provenance import shape
 from attribution.updates.readings import Readings
@@ -72,6 +73,8 @@ class Recorder:
         kinds, layers, heads: which components are written and ablated one at a time, see `selection.Selection`.
         steps: which steps are recorded whole; of the others only the row in `steps`. Shares run from one recorded step to
             the next along the straight line between them.
+        completions: at every how many steps first-order causes of the step's completions are read, where it is told of any
+            (see `completed`); None: each where the model is small, every tenth of a larger one; 0: never.
         resume: a folder that `save` wrote into, to go on from there; the training must go on from the same place.
 
     Raises:
@@ -101,6 +104,7 @@ class Recorder:
         layers: Sequence[int] | None = None,
         heads: Sequence[tuple[int, int]] | None = None,
         steps: str | int | Sequence[int] = "all",
+        completions: int | None = None,
         resume: str | os.PathLike[str] | None = None,
     ):
         metric_named(metric)
@@ -126,10 +130,11 @@ class Recorder:
             "metric": metric, "reference": reference, "milestones": self._milestones.of, "everything": everything,
             "batch_after": batch_after, "share_passes": share_passes, "compared_every": compared_every,
             "beside": tuple(beside), "primary_only": primary_only, "singles": singles, "kinds": tuple(kinds),
-            "layers": layers, "heads": heads, "steps": self._recorded.of,
+            "layers": layers, "heads": heads, "steps": self._recorded.of, "completions": completions,
         }  # fmt: skip
         self._record = cast(Record, None)  # until begin
         self._hooks: list[Any] = []
+        self._stopped: Tensor | None = None
 
     # Life cycle
 
@@ -241,11 +246,22 @@ class Recorder:
         """
         self._record.logged(values)
 
+    def completed(self, completions: Iterable[Completion]) -> None:
+        """The completions that the next step trains on, or some of them, each with reward and advantage.
+
+        They go into samples.jsonl, and their causes into the columns `cause_rewarded`, `cause_high` and `cause_low`.
+        """
+        self._completions.add(completions)
+
+    def without_gradient(self, positions: np.ndarray) -> None:
+        """Components, by position in `Components.table`, whose own parameters a control keeps from their gradient."""
+        self._stopped = torch.as_tensor(positions)
+
     def skipped(self) -> None:
         """Count a step whose update was dropped, as a loss scaler does on overflow without calling the optimizer."""
         self._record.settle()
         self._record.steps += 1
-        self._record.step({**self._step.row(self._step.look()), "skipped": True})
+        self._step_made(self._step.row(self._step.look()), self._completions.take(), skipped=True)
 
     def _prepare(self, model: nn.Module) -> None:
         """Everything that can be refused before the directory is touched."""
@@ -281,9 +297,11 @@ class Recorder:
         else:
             from attribution.updates.adapters import EffectiveGradients
 
-            modules = {site: twin.originals[site.module(self.components.parts)] for site in sites(self.components.parts)}
-            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), modules, held)
-        self._watch.discarded = self.skipped
+            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), twin.outputs, held)
+        self._watch.discarded, self._watch.stopped = self.skipped, self._stopped
+        every = given["completions"]
+        every = (1 if small else EVERY) if every is None else every
+        self._completions = Completions(self.components, given["metric"], every)
         self._step = BatchStep(self.components, self._watch, self._optimizer, self._scaler)
 
     def _open(self) -> Record:
@@ -343,7 +361,7 @@ class Recorder:
         self._record.settle()
         with self._record.timed(), torch.no_grad():
             self._overflow = overflowed(self._optimizer)
-            seen = self._step.look()
+            seen, self._trained_on = self._step.look(), self._completions.take()
             if not (self._overflow or seen.grad_norm < float("inf")):
                 self._depth = 0
                 raise RecordError(
@@ -356,6 +374,8 @@ class Recorder:
                 self._refresh()
                 self._copies(self._start)
                 seen = self._step.before(seen)
+                with self._watch.paused():
+                    seen.columns.update(self._completions.causes(self._trained_on, self.steps + 1))
             self._before = seen
 
     def _step_ends(self) -> None:
@@ -367,11 +387,15 @@ class Recorder:
             raise RecordError("the optimizer ended a step that the recorder did not see begin; attach it between steps")
         self._record.steps += 1
         self._current = bool(before.squares)
-        row = {**self._step.row(before), "skipped": self._overflow}
+        row = self._step.row(before)
         if before.squares:
             with self._record.timed(), self._watch.paused():
                 row |= self._write_step(before)
-        self._record.step(row)
+        self._step_made(row, self._trained_on, skipped=self._overflow)
+
+    def _step_made(self, row: Mapping[str, Any], trained_on: Sequence[Completion], *, skipped: bool) -> None:
+        self._record.samples(lines(trained_on, self.steps))
+        self._record.step({**row, **told(trained_on), "skipped": skipped})
 
     def _write_step(self, before: Before) -> dict[str, Any]:
         """The whole of one step, after it; returns what it adds to the row in `steps`."""

@@ -22,7 +22,8 @@ from attribution.updates.selection import Selection
 
 CHOSEN = 64  # neurons, and rows, by cause; as many again at random
 SQUARED = ("weight_norm", "grad_norm", "update_norm", "intended_norm")  # given as squares, which add up; written as norms
-_ADD_UP = ("cause_before", "cause_after", "grad_dot_update", "share", *SQUARED)
+_CAUSES = ("cause_before", "cause_after", "cause_rewarded", "cause_high", "cause_low")
+_ADD_UP = (*_CAUSES, "grad_dot_update", "share", *SQUARED)
 
 
 class Rows:

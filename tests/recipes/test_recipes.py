@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_a_file_is_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("nope", None, "unknown recipe 'nope'; expected sft"),
+        ("nope", None, "unknown recipe 'nope'; expected context_distillation"),
         ("{}/none.py:Mine", None, "no recipe file"),
         ("{}/mine.py:Yours", MINE, "no 'Yours'"),
         ("{}/mine.py:nothing", MINE, "expected a subclass"),
@@ -84,7 +85,7 @@ def test_an_unknown_setting_is_refused():
 def setting(tmp_path):
     model, tokenizer = load("planted/unrouted")
     samples = [Sample(**row) for row in grammar.prompts(12, 5, problems=grammar.TRAINING)]
-    return Setting(model, tokenizer, encode(tokenizer, samples), 3, tmp_path / "trainer", [])
+    return Setting(model, tokenizer, samples, encode(tokenizer, samples), 3, tmp_path / "trainer", [])
 
 
 def test_sft_trains_the_response_and_nothing_else(setting):
@@ -92,7 +93,7 @@ def test_sft_trains_the_response_and_nothing_else(setting):
     batch = next(iter(trainer.get_train_dataloader()))
     seen = sorted((tuple(i[m.bool()].tolist()), tuple(row[m.bool()].tolist())) for i, m, row in
                   zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True))  # fmt: skip
-    assert seen == sorted((e.ids, tuple(e.labels)) for e in setting.samples)
+    assert seen == sorted((e.ids, tuple(e.labels)) for e in setting.encoded)
     assert all(sum(token != IGNORED for token in labels) == 1 for _, labels in seen)
 
 
@@ -114,6 +115,6 @@ def test_settings_that_the_trainer_refuses_are_a_sentence(setting):
 
 
 def test_weights_other_than_one_are_refused(setting):
-    odd = [setting.samples[0].__class__(**{**vars(setting.samples[0]), "weight": 0.5})]
+    odd = [setting.samples[0].model_copy(update={"weight": 0.5})]
     with pytest.raises(DataError, match=r"weight 0\.5"):
-        SFT().build(Setting(setting.model, setting.tokenizer, odd, 0, setting.directory, []))
+        SFT().check(replace(setting, samples=odd))

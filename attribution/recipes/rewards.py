@@ -1,0 +1,144 @@
+"""Rewards of completions: the built-in one, a user's own function, and the controls that take its meaning away.
+
+A reward function is called as TRL calls it: `f(prompts, completions, completion_ids, **columns) -> list of numbers`, with
+the columns response, contrast, id and sample (its place in the data) beside `trainer_state`. A file of the user's is code
+and runs with the user's rights. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from attribution.errors import ConfigError, RewardError
+
+Control = Literal["none", "random_reward", "flipped_reward", "shuffled_advantage"]
+
+
+def response(completion_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    """1 where the completion begins with the sample's response, token by token; 0 elsewhere."""
+    return [float(list(done[: len(wanted)]) == list(wanted)) for done, wanted in zip(completion_ids, response_ids, strict=True)]
+
+
+BUILT_IN: dict[str, Callable[..., Sequence[float | None]]] = {"response": response}
+
+
+def reward_named(name: str) -> Callable[..., Sequence[float | None]]:
+    """A built-in reward, or the function of `path/to/file.py:name`.
+
+    Raises:
+        ConfigError: there is none, or it cannot be imported.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    path, colon, attribute = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise ConfigError(f"unknown reward {name!r}; expected {', '.join(BUILT_IN)}, or path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(f"attribution_reward_{Path(path).stem}", path)
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"there is no reward file {path}; name it as path/to/file.py:function")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code: whatever it raises is theirs to read
+        raise ConfigError(f"reward file {path} fails on import ({type(error).__name__}: {error})") from error
+    found = getattr(module, attribute, None)
+    if not inspect.isroutine(found) or inspect.iscoroutinefunction(found):
+        raise ConfigError(f"{path} defines no plain function {attribute!r}; name one after the colon")
+    return found
+
+
+class Reward:
+    """A reward function as a trainer calls it, checked, with a control over what it says.
+
+    Args:
+        name: of the function, as `reward_named` takes it.
+        names: of the training samples, for messages.
+        control: random_reward gives 1 or 0 with equal probability instead; flipped_reward changes the sign.
+        seed: of the random rewards, which depend on it, the step and the place in the batch alone.
+
+    Attributes:
+        last: what was given last, in the order of the completions.
+        texts: those completions.
+    """
+
+    def __init__(self, name: str, names: Sequence[str], control: Control = "none", seed: int = 0):
+        self.function, self.names, self.control, self.seed = reward_named(name), names, control, seed
+        self.__name__ = name.rpartition(":")[2]
+        self.last: list[float | None] = []
+        self.texts: list[str] = []
+
+    def __call__(
+        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], sample: list[int], **columns: Any
+    ) -> list[float | None]:
+        """One reward per completion; None where the function says that it has none, which TRL gives no advantage.
+
+        Raises:
+            RewardError: the function raises, gives another number of rewards, or something that is no finite number.
+        """
+        given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, "sample": sample, **columns}
+        found: list[float | None] = self._checked(self._called(given, sample), sample)
+        if self.control == "random_reward":
+            draw = Random(f"reward {self.seed} {columns['trainer_state'].global_step}")
+            found = [1.0 if draw.random() < 0.5 else 0.0 for _ in found]
+        elif self.control == "flipped_reward":
+            found = [None if reward is None else -reward for reward in found]
+        self.last, self.texts = found, list(completions)
+        return found
+
+    def _called(self, given: dict[str, Any], sample: Sequence[int]) -> Any:
+        try:
+            return self.function(**given)
+        except Exception as error:  # the user's own code
+            raise RewardError(
+                f"reward {self.__name__!r} raises {type(error).__name__} ({error}) at {self._culprit(given, sample)}; make it "
+                "return a number for every completion, or None where it has none"
+            ) from error
+
+    def _culprit(self, given: dict[str, Any], sample: Sequence[int]) -> str:
+        """The first completion on which the function raises by itself too."""
+        for place in range(len(sample)):
+            alone = {name: [value[place]] if isinstance(value, list) else value for name, value in given.items()}
+            try:
+                self.function(**alone)
+            except Exception:  # which of them it is, is what is asked
+                return self._told(place, sample, given["completions"])
+        return f"a batch of {len(sample)} completions that begins with {self._told(0, sample, given['completions'])}"
+
+    def _checked(self, found: Any, sample: Sequence[int]) -> list[float | None]:
+        try:
+            rewards = list(found)
+        except TypeError:
+            raise RewardError(
+                f"reward {self.__name__!r} returned {found!r} for {len(sample)} completions that begin with sample "
+                f"{self.names[sample[0]]}; expected a list with a number for each"
+            ) from None
+        if len(rewards) != len(sample):
+            where = sample[min(len(rewards), len(sample) - 1)]
+            raise RewardError(
+                f"reward {self.__name__!r} returned {len(rewards)} rewards for {len(sample)} completions, so that there is "
+                f"none for sample {self.names[where]} or one too many; return exactly one for each"
+            )
+        return [self._number(reward, place) for reward, place in zip(rewards, sample, strict=True)]
+
+    def _number(self, reward: Any, place: int) -> float | None:
+        if reward is None:
+            return None
+        try:
+            number = float(reward)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RewardError(
+                f"reward {self.__name__!r} is {reward!r} for sample {self.names[place]}; expected a finite number, or None "
+                "where there is none"
+            )
+        return number
+
+    def _told(self, place: int, sample: Sequence[int], completions: Sequence[str]) -> str:
+        return f"sample {self.names[sample[place]]} (completion {completions[place][:60]!r})"
