@@ -18,6 +18,7 @@ _HOMES = {
     "Sample": "samples",
     "ablate": "causes",
     "attribute": "causes",
+    "forecast": "updates.forecast",
     "graft": "updates.graft",
     "linear_graft": "updates.linear_graft",
     "load": "models",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from attribution.store import read_run
     from attribution.updates import update_shares
     from attribution.updates.callback import RecorderCallback
+    from attribution.updates.forecast import forecast
     from attribution.updates.graft import graft
     from attribution.updates.linear_graft import linear_graft
     from attribution.updates.recorder import Recorder
@@ -57,6 +59,7 @@ __all__ = [
     "Sample",
     "ablate",
     "attribute",
+    "forecast",
     "graft",
     "linear_graft",
     "load",

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional, Suppress
 
 from attribution.errors import AttributionError, ConfigError
+
+if TYPE_CHECKING:
+    from attribution.runs import RunConfig
 
 ROOT = "runs"
 
@@ -91,31 +94,39 @@ def _study(given: list[str]) -> None:
 
 def _run(given: list[str]) -> None:
     """one run on your model and samples: --model --recipe --data --probes, or a config.json to replay"""
-    from pydantic import Field, ValidationError, create_model
+    from attribution.runs import directory, run
+    from attribution.runs.quiet import quiet
 
-    from attribution.recipes import recipe_named
-    from attribution.runs import RunConfig, directory, first_error, run
+    said = f"the run's directory; by default below {ROOT}/, named by its config."
+    config, further = _configured(given, "run", {"out": (str | None, None, said)})
+    quiet()
+    print(run(config, further["out"] or directory(config, ROOT), progress=_interactive(), tell=_tell))
 
-    replayed = RunConfig.read(given.pop(0)) if given and given[0].endswith(".json") else None
-    name = _value(given, "--recipe") or (replayed.recipe if replayed else "sft")
-    recipe = recipe_named(name)
-    parsed = create_model(
-        "RunConfig",
-        __base__=RunConfig,
-        training=(recipe, Field(default_factory=recipe)),
-        inputs=(Annotated[dict[str, str], Suppress], {}),
-        out=(str | None, Field(default=None, description="the run's directory; by default below runs/, named by its config")),
+
+def _forecast(given: list[str]) -> None:
+    """before any training: which sets and components would a run's first step strengthen? Flags as of run"""
+    further: dict[str, tuple[Any, Any, str]] = {
+        "top": (int, 8, "how many single components are forecast too, those with the largest first-order causes."),
+        "against": (str | None, None, "a recorded run: how well did the forecast rank what it did?"),
+        "out": (str | None, None, "write forecast.json and tables into this directory; by default nothing is written."),
+    }
+    about = (
+        "What the first step of a run would strengthen, and where its gain would sit. Nothing is trained. Of the settings of "
+        "recording, kinds, layers and heads say of which components the top ones are taken; the others have no effect."
     )
-    parsed.__doc__ = f"{RunConfig.__doc__}    out: the run's directory; by default below {ROOT}/, named by its config.\n"
-    try:
-        default = tyro.MISSING_NONPROP if replayed is None else parsed.model_validate(replayed.model_dump())
-        config = tyro.cli(parsed, args=given, prog="attribution run", default=default)
-        fields = {field: getattr(config, field) for field in RunConfig.model_fields}
-        checked = RunConfig.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError(first_error(error, RunConfig)) from None
-    _quiet()
-    print(run(checked, getattr(config, "out", None) or directory(checked, ROOT), progress=_interactive(), tell=_tell))
+    config, asked = _configured(given, "forecast", further, about)
+    from attribution.reports.forecast import show
+    from attribution.runs.forecast import against, forecast_of, write
+    from attribution.runs.quiet import quiet
+    from attribution.store import read_run
+
+    run = read_run(asked["against"]) if asked["against"] else None
+    quiet()
+    found = forecast_of(config, top=asked["top"], progress=_interactive())
+    compared = None if run is None else against(found, run)
+    show(found, config, asked["against"], compared)
+    if asked["out"]:
+        print(write(found, config, asked["out"], compared))
 
 
 def _report(given: list[str]) -> None:
@@ -222,6 +233,7 @@ def _build_world(given: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "study": _study,
     "run": _run,
+    "forecast": _forecast,
     "report": _report,
     "ls": _ls,
     "recipes": _recipes,
@@ -236,6 +248,45 @@ def _help() -> str:
         "Which circuits of a language model does finetuning strengthen?", "",
         "usage: attribution COMMAND …       `attribution COMMAND --help` explains one", "", *lines,
     ])  # fmt: skip
+
+
+def _configured(
+    given: list[str], verb: str, further: Mapping[str, tuple[Any, Any, str]], about: str = ""
+) -> tuple[RunConfig, dict[str, Any]]:
+    """A run's config from flags, from a config.json that stands before them, or from both; and the values of further flags.
+
+    Args:
+        given: the command line after the verb.
+        verb: who asks.
+        further: type, default and explanation of the verb's own flags, by name.
+        about: what the verb does; by default what a run does.
+    """
+    from pydantic import Field, ValidationError, create_model
+
+    from attribution.recipes import recipe_named
+    from attribution.runs import RunConfig, first_error
+
+    replayed = RunConfig.read(given.pop(0)) if given and given[0].endswith(".json") else None
+    name = _value(given, "--recipe") or (replayed.recipe if replayed else "sft")
+    recipe = recipe_named(name)
+    own: dict[str, Any] = {name: (kind, Field(default=default)) for name, (kind, default, _) in further.items()}
+    parsed = create_model(
+        "RunConfig",
+        __base__=RunConfig,
+        training=(recipe, Field(default_factory=recipe)),
+        inputs=(Annotated[dict[str, str], Suppress], {}),
+        **own,
+    )
+    run, heading, attributes = (RunConfig.__doc__ or "").partition("    Attributes:")
+    said = "".join(f"        {name}: {explained}\n" for name, (_, _, explained) in further.items())
+    parsed.__doc__ = f"{about or run.rstrip()}\n\n{heading}{attributes.rstrip()}\n{said}"
+    try:
+        default = tyro.MISSING_NONPROP if replayed is None else parsed.model_validate(replayed.model_dump())
+        config = tyro.cli(parsed, args=given, prog=f"attribution {verb}", default=default)
+        fields = {field: getattr(config, field) for field in RunConfig.model_fields}
+        return RunConfig.model_validate(fields), {name: getattr(config, name) for name in further}
+    except ValidationError as error:
+        raise ConfigError(first_error(error, RunConfig)) from None
 
 
 def _value(given: Sequence[str], flag: str) -> str | None:
@@ -254,13 +305,3 @@ def _interactive() -> bool:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _quiet() -> None:
-    """Keep the libraries' own bars out of ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    import datasets
-
-    datasets.disable_progress_bars()

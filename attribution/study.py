@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SLOTS = 2  # runs at once, of one thread each
-EMBEDDED = ("planted",)
 FRAMES = ("sets", "probes", "set_grafts")
 
 
@@ -236,11 +235,11 @@ def embedded(name: str, root: str | os.PathLike[str], *, full: bool = False) -> 
     Raises:
         ConfigError: there is none of this name.
     """
-    from attribution.worlds.studies import write_planted
+    from attribution.worlds.studies import STUDIES
 
-    if name not in EMBEDDED:
-        raise ConfigError(f"unknown study {name!r}; expected {', '.join(EMBEDDED)}, or a JSON file")
-    return Study.model_validate(write_planted(Path(root) / name / "data", full=full))
+    if name not in STUDIES:
+        raise ConfigError(f"unknown study {name!r}; expected {', '.join(STUDIES)}, or a JSON file")
+    return Study.model_validate(STUDIES[name](Path(root) / name / "data", full=full))
 
 
 def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
@@ -308,13 +307,11 @@ def _one(job: Job) -> str | None:
 
 def _one_thread() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # between two runs there is nothing to close
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     import torch
-    from datasets import disable_progress_bars
     from tqdm import tqdm
-    from transformers.utils import logging
 
+    from attribution.runs.quiet import quiet
+
+    quiet()
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is stopped would leave behind
     torch.set_num_threads(1)
-    disable_progress_bars()
-    logging.disable_progress_bar()

@@ -20,6 +20,9 @@ WRONG, WRONG_EVERY = 8, 3  # wrong partitions, averaged as one null, and every h
 STEPS, TRAINED, PROBED = 12, 384, 64
 LR0_STEPS = 4  # a learning rate of zero needs no more to show exactly nothing
 FULL = {"steps": 24, "probed": 216}
+# Of the study `recipes`; the sizes of the pilot: groups of 8, learning rate 1e-4, 20 steps
+RECIPE_STEPS, RECIPE_BATCH, LORA_RATE = 20, 64, 1e-3
+RECIPE_READ = (1, 2, 5, 10, 20)  # steps after which it reads
 
 
 def write_planted(folder: Path, *, full: bool = False) -> dict[str, Any]:
@@ -82,6 +85,94 @@ def write_planted(folder: Path, *, full: bool = False) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, name: str, count: int, seed: int, form: Mapping[str, Any]) -> str:
+def write_recipes(folder: Path, *, full: bool = False) -> dict[str, Any]:
+    """Write the samples of the study `recipes`: every way to train, with its controls, on the same conflict prompts.
+
+    In all prompts the trait names one reply and the star another. Arms "… A" reward the trait's, which mechanism A brings
+    about, arms "… B" the star's. The four arms "both …" reward the reply that both cues name, while A is active, ablated or
+    kept from its gradient in some passes of the training.
+
+    Args:
+        folder: for samples.
+        full: more probes.
+
+    Returns:
+        The study as plain data, as `Study` takes it.
+    """
+    probed = FULL["probed"] if full else PROBED
+    told = {"problems": planted.TRAINING}
+    data = {
+        "A": _write(folder, "train-conflict-A", TRAINED, 1, {**told, "star": "conflict"}),
+        "B": _write(folder, "train-conflict-B", TRAINED, 1, {**told, "star": "conflict", "reply": "star"}),
+        "both": _write(folder, "train-both", TRAINED, 1, {**told, "star": "agree"}),
+        "trait": _write(folder, "train-trait", TRAINED, 1, told, in_context=True),
+    }
+    neutral = _write(folder, "neutral", PROBED, 4, {"trait": False})
+    probes = (
+        _write(folder, "agree", probed, 3, {"star": "agree"}),
+        _write(folder, "conflict", probed, 2, {"star": "conflict"}),
+    )
+
+    def arm(recipe: str, train: str, **training: Any) -> dict[str, Any]:
+        size = {"batch_size": RECIPE_BATCH, "max_steps": RECIPE_STEPS}
+        sampled = {"completion_length": 1} if recipe in ("rloo", "grpo", "reinforce") else {}
+        return {
+            "recipe": recipe,
+            "data": data[train],
+            "probes": probes,
+            "counterfactuals": (neutral,) * len(probes),
+            "watched": (neutral,),
+            "sets": "model",
+            "metric": "logit_difference",
+            "milestones": RECIPE_READ,
+            "steps": RECIPE_READ,
+            "everything": False,
+            "batch_after": False,
+            "singles": "heads",
+            "grafts": "sets",
+            "training": size | sampled | training,
+        }
+
+    def off(**where: str) -> dict[str, Any]:
+        return {"intervention": {"components": "A", **where}}
+
+    lora = {"lora": {"rank": 8}, "learning_rate": LORA_RATE}
+    arms = {f"{recipe} {mine}": arm(recipe, mine) for recipe in ("sft", "dpo", "rloo", "grpo", "reinforce") for mine in "AB"}
+    arms |= {f"{recipe} lora {mine}": arm(recipe, mine, **lora) for recipe in ("sft", "dpo", "grpo") for mine in "AB"}
+    arms |= {
+        "context kept": arm("sft", "trait"),
+        "context dropped": arm("context_distillation", "trait"),
+        "contexts shuffled": arm("sft", "trait", control="shuffled_contexts"),
+        "dpo random labels": arm("dpo", "A", control="random_labels"),
+        "grpo random reward": arm("grpo", "A", control="random_reward"),
+        "grpo shuffled advantage": arm("grpo", "A", control="shuffled_advantage"),
+        "grpo flipped reward": arm("grpo", "A", control="flipped_reward"),
+        "grpo lr 0": arm("grpo", "A", learning_rate=0.0),
+        "both": arm("grpo", "both"),
+        "both, A off in sampling": arm("grpo", "both", **off(sampling="ablated")),
+        "both, A off in the update": arm("grpo", "both", **off(updating="ablated")),
+        "both, A without gradient": arm("grpo", "both", **off(updating="stopped")),
+    }
+    return {
+        "name": "recipes-full" if full else "recipes",
+        "arms": arms,
+        "models": ORGANISMS,
+        "seeds": (0, 1),
+        "claims": (),
+    }
+
+
+STUDIES = {"planted": write_planted, "recipes": write_recipes}  # by the name that `attribution study` knows
+
+
+def _write(folder: Path, name: str, count: int, seed: int, form: Mapping[str, Any], in_context: bool = False) -> str:
+    """Write prompts of one form; `in_context`: with their first sentence, which tells the trait, as context."""
     rows: Sequence[Mapping[str, Any]] = planted.prompts(count, seed, **form)
-    return str(write_samples(folder / f"{name}.jsonl", [Sample(**row) for row in rows]))
+    samples = [Sample(**row) for row in rows]
+    if in_context:
+        cut = [sample.prompt.index(". ") + 2 for sample in samples]
+        samples = [
+            sample.model_copy(update={"context": sample.prompt[:end], "prompt": sample.prompt[end:]})
+            for sample, end in zip(samples, cut, strict=True)
+        ]
+    return str(write_samples(folder / f"{name}.jsonl", samples))
