@@ -73,7 +73,7 @@ def heads(run: Run, probe: str) -> go.Figure:
     """Four heat maps, layer by head: influence before, strengthening, update share and graft on one probe set."""
     table = per_component(run, "head")
     cells = described(table[table["probe"] == probe], "head", QUANTITIES)
-    return heat_maps(_panels(by_index(cells, _shape(run, table), "head"), table, _nothing("head", probe)))
+    return heat_maps(_panels(by_index(cells, shape(run, table), "head"), table, _nothing("head", probe)))
 
 
 def neurons(run: Run, probe: str, top: int = 16) -> go.Figure:
@@ -86,7 +86,7 @@ def neurons(run: Run, probe: str, top: int = 16) -> go.Figure:
     if cells.empty:
         raise RunError(_nothing("neuron", probe))
     by = next((name for name in ("share", "influence", "graft") if cells[name].notna().any()), "strengthening")
-    grid = by_rank(cells, _shape(run, table)[0], "neuron", by, QUANTITIES, top)
+    grid = by_rank(cells, shape(run, table)[0], "neuron", by, QUANTITIES, top)
     return heat_maps(_panels(grid, table, _nothing("neuron", probe)))
 
 
@@ -97,8 +97,8 @@ def causes(run: Run, top: int = 16) -> go.Figure:
         cells = described(table[table["kind"] == kind], kind, names)
         if cells.empty:
             continue
-        shape = _shape(run, cells)
-        grid = by_index(cells, shape, kind) if kind == "head" else by_rank(cells, shape[0], kind, "cause", names, top)
+        size = shape(run, cells)
+        grid = by_index(cells, size, kind) if kind == "head" else by_rank(cells, size[0], kind, "cause", names, top)
         panels.append(Panel(grid, "cause", f"cause, {KINDS[kind]}", limit(cells["cause"])))
     if not panels:
         raise RunError(NO_CAUSES if table.empty else "Causes of heads and neurons were not recorded.")
@@ -113,7 +113,7 @@ def rows(run: Run, probe: str, top: int = 12) -> go.Figure:
         raise RunError(f"Update shares of unembedding rows were not recorded on {shown(probe)}.")
     ends = [table[table["share"] > 0].nlargest(top, "share"), table[table["share"] < 0].nsmallest(top, "share")]
     axis = f"update share of {label(metric_name(run))} on {label(shown(probe, 40))} (nats)"
-    return _words(run, pd.concat(ends), "share", "update share", axis).update_xaxes(range=_range([every["share"]]))
+    return rows_as_words(run, pd.concat(ends), "share", "update share", axis).update_xaxes(range=_range([every["share"]]))
 
 
 def cause_rows(run: Run, top: int = 16) -> go.Figure:
@@ -123,7 +123,7 @@ def cause_rows(run: Run, top: int = 16) -> go.Figure:
     if table.empty:
         raise RunError("Causes of unembedding rows were not recorded.")
     largest = table.loc[table["cause"].abs().nlargest(top).index]
-    return _words(run, largest, "cause", "cause", f"cause: {label(metric_name(run))} of training samples (nats)")
+    return rows_as_words(run, largest, "cause", "cause", f"cause: {label(metric_name(run))} of training samples (nats)")
 
 
 def places(run: Run, probe: str) -> go.Figure:
@@ -188,23 +188,14 @@ def cause_and_strengthening(run: Run) -> go.Figure:
     return figure
 
 
-def _panels(grid: Grid, table: pd.DataFrame, nothing: str) -> list[Panel]:
-    """One panel per measured quantity; `table`, of all probe sets, sets the range of the colours."""
-    measured = [name for name in QUANTITIES if grid.cells[name].notna().any()]
-    if not measured:
-        raise RunError(nothing)
-    together = {"share": ["share", "graft"], "graft": ["share", "graft"]}
-    return [Panel(grid, name, QUANTITIES[name], limit(table[together.get(name, [name])].stack())) for name in measured]
-
-
-def _shape(run: Run, table: pd.DataFrame) -> tuple[int, int]:
+def shape(run: Run, table: pd.DataFrame) -> tuple[int, int]:
     """Layers and heads of the model, at least as many as there are in the table."""
     told = meta(run).get("model", {})
     layers = max([int(told.get("layers") or 0), *(table["layer"] + 1)], default=0)
     return layers, max([int(told.get("heads") or 0), *(table["index"] + 1)], default=0)
 
 
-def _words(run: Run, table: pd.DataFrame, column: str, name: str, axis: str) -> go.Figure:
+def rows_as_words(run: Run, table: pd.DataFrame, column: str, name: str, axis: str) -> go.Figure:
     """Rows of the unembedding as bars, the largest value at the top."""
     bars = table.sort_values(column)
     words = [label(word(run, token)) for token in bars["index"]]
@@ -217,6 +208,15 @@ def _words(run: Run, table: pd.DataFrame, column: str, name: str, axis: str) -> 
     figure.update_yaxes(tickvals=place, ticktext=words, showgrid=False, zeroline=False, tickfont_family="monospace")
     figure.update_xaxes(title_text=axis)
     return styled(figure, 8 + BOTTOM + 20 * len(bars)).update_layout(margin_t=8)
+
+
+def _panels(grid: Grid, table: pd.DataFrame, nothing: str) -> list[Panel]:
+    """One panel per measured quantity; `table`, of all probe sets, sets the range of the colours."""
+    measured = [name for name in QUANTITIES if grid.cells[name].notna().any()]
+    if not measured:
+        raise RunError(nothing)
+    together = {"share": ["share", "graft"], "graft": ["share", "graft"]}
+    return [Panel(grid, name, QUANTITIES[name], limit(table[together.get(name, [name])].stack())) for name in measured]
 
 
 def _placed(run: Run, probe: str) -> tuple[pd.DataFrame, dict[str, float]]:

@@ -40,6 +40,7 @@ class Panel:
     column: str
     name: str
     limit: float
+    unit: str = "nats"
 
 
 def described(cells: pd.DataFrame, kind: str, names: Mapping[str, str]) -> pd.DataFrame:
@@ -96,7 +97,7 @@ def heat_maps(panels: Sequence[Panel]) -> go.Figure:
         height,
         2,
         specs=[[{} if 2 * row + column < len(panels) else None for column in range(2)] for row in range(height)],
-        subplot_titles=[f"{panel.name} (nats)" for panel in panels],
+        subplot_titles=[f"{panel.name} ({panel.unit})" for panel in panels],
         horizontal_spacing=0.2,
         vertical_spacing=_GAP / inside if height > 1 else 0,
     )

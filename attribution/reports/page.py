@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from attribution.reports import figures
+from attribution.reports import completion_figures, completions, figures
 from attribution.reports.document import absent, document, flat, plotted, tabulated, text, written
 from attribution.reports.quantities import (
     KINDS,
@@ -67,6 +67,7 @@ def page(run: Run) -> str:
         ("words", "What was strengthened", "".join(f"<p>{text(line)}</p>" for line in words(run))),
         ("asked", "What was asked", _asked(run)),
         ("causes", "What caused the trained responses", _causes(run)),
+        *_completions(run),
         ("scatter", "Cause against strengthening", _scatter(run)),
         ("behaviour", "Behaviour over steps", plotted(lambda: figures.behaviour(run)) + _behaviour(run)),
         ("heads", "Attention heads", _per_probe(run, figures.heads, _milestones(run))),
@@ -109,6 +110,45 @@ _SCATTER = (
 )
 
 
+_COMPLETION_CAUSES = (
+    "First-order causes of every completion, before the step that trains on it: how much a component contributes to the "
+    "{metric} of the completion, in nats, to first order against an activation of zero. Above zero it makes the completion "
+    "more likely, below zero less. {summed}: the cause of each completion times its advantage, mean over the step’s "
+    "completions, summed over {steps}. Above zero, a component contributed to what was pushed up or opposed what was pushed "
+    "down, on balance; below zero the other way round. The other panels share one scale: mean causes of {high} and of {low}, "
+    "not weighted, mean over steps, and their difference. Nothing was ablated: first-order causes are estimates."
+)
+_COMPLETION_ROWS = (
+    "The rows with the largest {summed}, up and down. A row causes its own logit, as far as that is above the mean of the "
+    "vocabulary, so words of the completions come first by construction."
+)
+_SAMPLED = (
+    "{count} completions, trained on in {steps}. Reward: as given, controls applied. Advantage: how much the step "
+    "pushes a completion, as the trainer uses it; up where positive, down where negative. "
+)
+_PREFERRED = (
+    "{count} responses of preference pairs, trained on in {steps}; nobody sampled them. Chosen is what the loss prefers, "
+    "controls applied. Implicit reward: {reward}. Advantage: how much the step pushes a response, minus the derivative of its "
+    "pair’s loss by its log-probability; up where positive, down where negative. "
+)
+_REWARDS = (
+    "Lines: means over the completions of a step. Bands: from the lower to the upper quartile of its prompts, each with the "
+    "mean of its completions. "
+)
+_SILENT = (
+    "Crosses: every advantage was zero, so no completion was pushed up or down; an optimizer with momentum may move the "
+    "weights all the same."
+)
+_EXAMPLES = (
+    "The largest and the smallest advantages of the last {last}, the same text to the same prompt once. Prompts are cut at "
+    "their beginning, texts at their end. "
+)
+_RATIO = (
+    "Ratio: probability of the completion now by that when it was sampled, as far as the loss sees the two differ; none where "
+    "it was not told."
+)
+
+
 def _asked(run: Run) -> str:
     """What the config asks for, by name: of a run by config, and of a recorder in a loop of the user's own."""
     asked = {name: run.config[key] for key, name in _ASKED.items() if key in run.config}
@@ -133,6 +173,43 @@ def _causes(run: Run) -> str:
         f'<p class="note">{text(note)}{_REST}</p>{plotted(lambda: figures.causes(run))}'
         f'<h3>Unembedding rows as words</h3><p class="note">{_CAUSE_ROWS}</p>{plotted(lambda: figures.cause_rows(run))}'
     )
+
+
+def _completions(run: Run) -> list[tuple[str, str, str]]:
+    """The section of what was sampled or preferred; none in a run that trains on the responses it was given."""
+    samples = run.samples
+    if samples.empty:
+        return []
+    given, steps = completions.preferred(run), completions.steps_in_words(samples["step"].nunique())
+    note = (_PREFERRED if given else _SAMPLED).format(count=len(samples), steps=steps, reward=completions.IMPLICIT) + _REWARDS
+    note += _SILENT if completions.advantages(run)["silent"].any() else ""
+    content = (
+        f'<p class="note">{text(note)}</p>{plotted(lambda: completion_figures.rewards(run))}'
+        f"{_completion_causes(run)}{_examples(run)}"
+    )
+    return [("completions", f"What was {'preferred' if given else 'sampled'}, and what produced it", content)]
+
+
+def _completion_causes(run: Run) -> str:
+    """Heat maps of heads and neurons, and rows as words; one sentence where no causes of completions were read."""
+    if not (read := completions.steps_read(run)):
+        return absent(completions.NOT_READ)
+    steps = completions.steps_in_words(len(read))
+    sides, summed = completions.sides(run), completions.SUMMED
+    note = _COMPLETION_CAUSES.format(metric=completions.metric(run), summed=summed.capitalize(), steps=steps, **sides)
+    return (
+        f'<h3>Attention heads</h3><p class="note">{text(note)}</p>{plotted(lambda: completion_figures.heads(run))}'
+        f'<h3>Neurons</h3><p class="note">{text(_REST)}</p>{plotted(lambda: completion_figures.neurons(run))}'
+        f'<h3>Unembedding rows as words</h3><p class="note">{text(_COMPLETION_ROWS.format(summed=summed))}</p>'
+        f"{plotted(lambda: completion_figures.rows(run))}"
+    )
+
+
+def _examples(run: Run) -> str:
+    last = min(completions.LAST, run.samples["step"].nunique())
+    note = _EXAMPLES.format(last=completions.steps_in_words(last)) + ("" if completions.preferred(run) else _RATIO)
+    table = tabulated(completions.example_names(run), completions.example_cells(run), words=(1, 2))
+    return f'<h3>Examples</h3><p class="note">{text(note)}</p>{table}'
 
 
 def _scatter(run: Run) -> str:
@@ -188,7 +265,7 @@ def _per_probe(run: Run, draw: Callable[[Run, str], go.Figure], note: str, befor
 
 
 def _missing(run: Run) -> str:
-    lines = "".join(f"<li>{text(shown(line, 500))}</li>" for line in not_measured(run))
+    lines = "".join(f"<li>{text(shown(line, 500))}</li>" for line in [*not_measured(run), *completions.not_read(run)])
     return f"<ul>{lines}</ul>" if lines else "<p>Everything this page has a place for was measured.</p>"
 
 

@@ -94,6 +94,11 @@ def signed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:+.{digits}g}".replace("-", "−")
 
 
+def listed(items: list[str]) -> str:
+    """Items as a sentence lists them: a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
 def percent(fraction: float) -> str:
     """A fraction in per cent."""
     return f"{100 * fraction:.0f} %".replace("-", "−")

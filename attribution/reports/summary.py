@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 
 import pandas as pd
 
+from attribution.reports import completions
 from attribution.reports.quantities import (
     KINDS,
     NO_CAUSES,
@@ -22,6 +23,7 @@ from attribution.reports.quantities import (
     cause_samples,
     causes,
     last_milestone,
+    listed,
     metric_name,
     not_measured,
     per_component,
@@ -70,7 +72,7 @@ def summary(run: Run) -> str:
                 f"## Heads strengthened most on {escape(shown(probe))} (nats)",
                 markdown(["layer.head", "cause", *QUANTITIES.values()], rows),
             ]
-    if gaps := not_measured(run):
+    if gaps := [*not_measured(run), *completions.not_read(run)]:
         pieces += ["## Not measured", "\n".join(f"- {escape(shown(line, 500))}" for line in gaps)]
     return "\n\n".join(pieces) + "\n"
 
@@ -91,14 +93,15 @@ def title(run: Run) -> str:
 def words(run: Run) -> list[str]:
     """What caused the trained responses and what was strengthened, as plain sentences.
 
-    One paragraph for causes, one per probe set, one that sets the two beside each other, and the caution.
+    One paragraph for causes, one for completions where a run has any, one per probe set, one that sets causes and probe sets
+    beside each other, and the caution.
     """
     heads = per_component(run, "head")
     paragraphs = [
         " ".join((_change(run, probe), _strengthened(run, heads, probe), _where(run, probe))) for probe in probe_sets(run)
     ]
     paragraphs = paragraphs or ["No probe set was recorded, so nothing can be said about behaviour."]
-    return [_caused(run), *paragraphs, *_compared(run), CAUTION]
+    return [_caused(run), *completions.sentences(run), *paragraphs, *_compared(run), CAUTION]
 
 
 def _caused(run: Run) -> str:
@@ -108,7 +111,7 @@ def _caused(run: Run) -> str:
     for kind in ("head", "neuron"):
         top = table[(table["kind"] == kind) & (table["cause"] > 0)].nlargest(3, "cause")
         if len(top):
-            named.append(f"the {KINDS[kind]} (layer.{kind}) {_listed(_causing(top))}")
+            named.append(f"the {KINDS[kind]} (layer.{kind}) {listed(_causing(top))}")
     against = table[(table["kind"] == "head") & (table["cause"] < 0)].nsmallest(1, "cause")
     return (
         f"Before training, exact ablation on {cause_samples(run)} says what caused the trained responses most: "
@@ -133,7 +136,7 @@ def _compared(run: Run) -> list[str]:
         return []
     return [
         "Were the heads that caused the trained responses the ones that were strengthened? The rank correlation (Spearman) "
-        f"between a head’s cause on training samples and its strengthening is {_listed(found)}. {NO_TEST}."
+        f"between a head’s cause on training samples and its strengthening is {listed(found)}. {NO_TEST}."
     ]
 
 
@@ -176,7 +179,7 @@ def _where(run: Run, probe: str) -> str:
         for kind, value in totals.sort_values(key=abs, ascending=False).items()
     ]
     resolved = f" ({_resolved(run, probe)} of steps resolved)" if pd.notna(sums.resolved) else ""
-    told = f"The update shares place {_listed(shares)}; the residual is {signed(sums.residual)}{resolved}."
+    told = f"The update shares place {listed(shares)}; the residual is {signed(sums.residual)}{resolved}."
     return f"{told} {agreement(run, probe)}".rstrip()
 
 
@@ -198,7 +201,7 @@ def _strengthened(run: Run, heads: pd.DataFrame, probe: str) -> str:
 
 def _named(table: pd.DataFrame) -> str:
     rows = zip(table["layer"], table["index"], table["strengthening"], table["influence"], strict=True)
-    return _listed([
+    return listed([
         f"{layer}.{head} ({signed(by)}, from {signed(before)}{', where it opposed' if before < 0 else ''})"
         for layer, head, by, before in rows
     ])  # fmt: skip
@@ -213,10 +216,6 @@ def _shares(run: Run, probe: str) -> dict[str, float]:
 def _resolved(run: Run, probe: str) -> str:
     fraction = balance(run, probe).resolved
     return "–" if pd.isna(fraction) else percent(fraction)
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def markdown(head: list[str], rows: Iterable[list[str]], words: Collection[int] = ()) -> str:

@@ -67,6 +67,34 @@ def _part_rows(step: int, probe: str, generator: np.random.Generator) -> pd.Data
     return rows.assign(share=share, cause_before=generator.normal(size=len(rows)))
 
 
+SILENT = 4  # the step of reinforcement learning on which every advantage is zero
+PAIRS = {**CONFIG, "recipe": "dpo", "metric": "logit_difference"}
+SAMPLED = {**CONFIG, "recipe": "grpo"}
+
+
+def lines(step: int, pairs: bool) -> list[dict[str, Any]]:
+    """Of one step, three prompts with four completions each; of preference pairs, two responses. All hold markup."""
+    found = []
+    for sample in range(3):
+        for number, push in enumerate([0.1, -0.1] if pairs else [1.0, -1.0, 0.5, -0.5]):
+            found.append({
+                "step": step, "sample": sample, "prompt": f"{'p' * 400} {SCRIPT} question {sample}:",
+                "completion": f"{SCRIPT} answer {number} &amp; <b>bold</b> \n{'c' * 10_000}", "tokens": 4,
+                "reward": push * step if pairs else float(push > -0.5 * sample),
+                "advantage": 0.0 if step == SILENT and not pairs else push, "ratio": None if pairs else 1.25,
+            })  # fmt: skip
+    return found
+
+
+def _completed(rows: pd.DataFrame, step: int, pairs: bool) -> pd.DataFrame:
+    """Rows of the batch with causes of completions, which stand on output weights."""
+    high, low = np.random.default_rng(10 + step).normal(size=(2, len(rows)))
+    if step == SILENT and not pairs:
+        return rows.assign(cause_rewarded=np.where(rows["part"] == "writing", 0.0, np.nan))
+    there = np.where(rows["part"] == "writing", 1.0, np.nan)
+    return rows.assign(cause_rewarded=there * (high - low) / 4, cause_high=there * high, cause_low=there * low)
+
+
 def _singles(probe: str, neurons: int, **values: object) -> pd.DataFrame:
     found = [(kind, layer, i) for kind, layer, i, part in components() if part == "writing" and kind in ("head", "neuron")
              and not (kind == "neuron" and i >= neurons)]  # fmt: skip
@@ -74,11 +102,17 @@ def _singles(probe: str, neurons: int, **values: object) -> pd.DataFrame:
 
 
 def write_run(
-    path: Path, finished: bool = True, neurons: int = NEURONS, causes: bool = True, config: dict[str, Any] = CONFIG
+    path: Path,
+    finished: bool = True,
+    neurons: int = NEURONS,
+    causes: bool = True,
+    config: dict[str, Any] = CONFIG,
+    read: bool = True,
 ) -> Path:
     """Write a run. Half-way: 3 steps, no milestone, no graft, no meta.
 
     neurons: how many per layer have an influence. causes: whether they were measured on training samples.
+    read: whether those of completions were read, where the config's recipe samples or prefers any.
     """
     generator, writer = np.random.default_rng(0), RunWriter(path, config)
     if causes:
@@ -92,7 +126,11 @@ def write_run(
     for step in range(1, steps + 1):
         loss = 2 / step if finished else None
         writer.add("steps", pd.DataFrame([{"step": step, "loss": loss, "learning_rate": 1e-3, "seconds": 0.1}]))
-        writer.add("components", _part_rows(step, BATCH, generator))
+        batch, pairs = _part_rows(step, BATCH, generator), config["recipe"] == "dpo"
+        if pairs or config["recipe"] == "grpo":
+            writer.samples(lines(step, pairs))
+            batch = _completed(batch, step, pairs) if read else batch
+        writer.add("components", batch)
         for number, probe in enumerate(PROBES):
             rows = _part_rows(step, probe, generator)
             writer.add("components", rows)
@@ -148,6 +186,24 @@ def uncaused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"model": "planted", "recipe": "a loop of its own", "metric": "log_odds", "reference": "zero", "milestones": "log",
               "probes": [{"name": "conflict", "samples": 24}, {"name": "agree <b>held out</b>", "samples": 8}]}  # fmt: skip
     return write_run(tmp_path_factory.mktemp("runs") / "loop", causes=False, config=config)
+
+
+@pytest.fixture(scope="session")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of reinforcement learning, whose completions hold markup."""
+    return write_run(tmp_path_factory.mktemp("runs") / "sampled", config=SAMPLED)
+
+
+@pytest.fixture(scope="session")
+def preferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of preference training."""
+    return write_run(tmp_path_factory.mktemp("runs") / "preferred", config=PAIRS)
+
+
+@pytest.fixture(scope="session")
+def unread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a run of reinforcement learning that did not read the causes of its completions."""
+    return write_run(tmp_path_factory.mktemp("runs") / "unread", finished=False, config=SAMPLED, read=False)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attribution.reports import quantities
+from attribution.reports import completions, quantities
 from attribution.store import TRAINING, RunWriter, read_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -81,6 +81,24 @@ def test_labels_of_neurons_are_level_and_do_not_overlap(visit, tmp_path):
     turned = page.evaluate("[...document.querySelectorAll('#causes .x2tick text')].map(text => text.getAttribute('transform'))")
     assert all("rotate" not in turn or "rotate(0" in turn for turn in turned)
     assert all(left > right for (_, right), (left, _) in itertools.pairwise(sorted(boxes)))
+
+
+def test_completions_are_drawn_hovered_and_fit(visit, sampled):
+    page, table = visit(sampled, 800), completions.causes(read_run(sampled), "head").set_index(["layer", "index"])
+    assert page.locator("#completions .js-plotly-plot").count() == 4
+    plot = page.locator("#completions .plot").nth(1)
+    layer, head = table["rewarded"].abs().idxmax()
+    hover_at(page, plot, head, layer)
+    hover = plot.locator(".hoverlayer .hovertext", has_text=f"layer {layer}, head {head}")
+    hover.wait_for()
+    for column, name in completions.named(read_run(sampled)).items():
+        assert f"{name}: {quantities.signed(table.loc[(layer, head), column])} (rank" in hover.text_content()
+    box = page.locator("#completions .table").evaluate("table => [table.scrollWidth, table.clientWidth]")
+    assert box[0] <= box[1]  # long words of a completion break, so that its numbers are seen
+    titles = page.locator("#completions .infolayer text").evaluate_all(
+        "all => all.map(text => text.getBoundingClientRect().right)"
+    )
+    assert max(titles) <= 800
 
 
 def test_no_button_sends_a_figure_away(visit, finished):
