@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from attribution.cli import main
 from attribution.errors import ConfigError, RunError
 from attribution.models import EMBEDDED
 from attribution.recipes.sft import SFT
-from attribution.runs import RunConfig, directory, run
+from attribution.runs import RunConfig, directory, run, stages
 from attribution.samples import Sample, write_samples
-from attribution.store import BATCH, TRAINING, read_run
+from attribution.store import BATCH, COLUMNS, TRAINING, read_run
+from attribution.updates.callback import RecorderCallback
 from attribution.worlds import planted as grammar
 
 
@@ -329,3 +331,183 @@ def test_lora_settings_that_peft_refuses_are_a_sentence(tmp_path, data):
     given = config_of(data, training=SFT(max_steps=2, lora={"rank": 2, "targets": ("nothing",)}))
     with pytest.raises(ConfigError, match="nothing"):
         run(given, tmp_path / "run", page=False)
+
+
+# Recipes that sample or compare
+
+SAMPLING = {"max_steps": 2, "generations": 2, "batch_size": 4, "completion_length": 2}
+ABLATED = {"components": "A", "sampling": "ablated"}
+REFUSED = {
+    "unknown set": ("grpo", {"intervention": {**ABLATED, "components": "C"}}, {}, "no set 'C'; expected one of the run's"),
+    "no sets": ("grpo", {"intervention": ABLATED}, {"sets": None}, "it has none: give --sets"),
+    "set with rows": ("grpo", {"intervention": ABLATED}, {"sets": "rows"}, "'A' holds unembedding rows"),
+    "set without a pass": ("grpo", {"intervention": {"components": "A"}}, {}, "say where it is ablated or stopped"),
+    "pass without a set": ("grpo", {"intervention": {"updating": "stopped"}}, {}, "name a set and say where"),
+    "sampling of sft": ("sft", {"intervention": ABLATED}, {}, "this recipe samples nothing"),
+    "sampling of dpo": ("dpo", {"intervention": ABLATED}, {}, "this recipe samples nothing"),
+    "stopped adapters": (
+        "rloo", {"intervention": {"components": "A", "updating": "stopped"}, "lora": {"rank": 2}}, {}, "set lora.rank to 0"
+    ),
+    "mean of nothing": ("reinforce", {"intervention": {**ABLATED, "reference": "mean"}}, {}, "give --counterfactuals"),
+    "no whole groups": ("grpo", {"generations": 3}, {}, "4 completions are sampled together (batch_size x accumulation)"),
+    "too few prompts": ("rloo", {"batch_size": 32}, {}, "2 to a prompt, and there are 12 prompts"),
+    "batch of the trainer": ("grpo", {"trainer": {"num_iterations": 2}}, {}, "num_iterations is a setting of this"),
+    "weights": ("grpo", {}, {"data": "heavy"}, "a sample has 0.5; leave weights out"),
+    "empty set": ("dpo", {"intervention": {"components": "A", "updating": "ablated"}}, {"sets": "empty"}, "'A' has no members"),
+    "no contrasts": ("dpo", {}, {"data": "plain"}, "has 0 contrasts and weight 1.0; dpo prefers"),
+    "unknown reward": ("grpo", {"reward": "respnse"}, {}, "unknown reward 'respnse'"),
+    "no reward file": ("rloo", {"reward": "none.py:f"}, {}, "there is no reward file none.py"),
+    "too long": ("grpo", {"completion_length": 60}, {}, "do not fit the model's context window of 64"),
+    "no context": ("context_distillation", {}, {}, "works on `context`, which no sample has"),
+    "no instruction": ("inoculation", {}, {}, "give the text with --training.instruction"),
+    "unknown control": ("grpo", {"control": "random"}, {}, "training: control"),
+    "unknown setting": ("dpo", {"betta": 1}, {}, "training: unknown key 'betta'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_recipe_cannot_do_is_refused_before_anything_is_written(tmp_path, data, capsys, case):
+    recipe, training, more, named = REFUSED[case]
+    write_samples(tmp_path / "plain", [Sample(prompt="eve fell . tom says :", response=" lift", id="mine")] * 4)
+    write_samples(tmp_path / "heavy", [Sample(prompt="eve fell . tom says :", response=" lift", weight=0.5)] * 4)
+    (tmp_path / "empty").write_text('{"A": []}')
+    (tmp_path / "rows").write_text('{"A": [{"kind": "row", "layer": -1, "from": 4, "to": 6}]}')
+    settings = SAMPLING if recipe in ("grpo", "rloo", "reinforce") else {"max_steps": 2}
+    files = {key: str(tmp_path / value) if (tmp_path / str(value)).exists() else value for key, value in more.items()}
+    given = {
+        "model": "planted", "recipe": recipe, "training": {**settings, **training}, "data": data["train"], "sets": "model",
+        "probes": [data["agree"]], **files,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    assert main(["run", str(tmp_path / "config.json"), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and error.startswith("attribution: ") and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+FAILING = """
+def late(completions, id, trainer_state, **_):
+    wanted = [name.endswith("-7") for name in id]
+    return [1.0 / (trainer_state.global_step < 2 or not odd) for odd in wanted]
+
+def short(completions, trainer_state, **_):
+    return [1.0] * (len(completions) - (trainer_state.global_step == 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "named"), [("late", "trait-1-7 (completion "), ("short", "returned 23 rewards for 24 completions")]
+)
+def test_a_reward_that_fails_leaves_what_was_recorded(tmp_path, data, capsys, name, named):
+    (tmp_path / "mine.py").write_text(FAILING)
+    training = {
+        "max_steps": 5,
+        "generations": 2,
+        "batch_size": 24,
+        "completion_length": 2,
+        "reward": f"{tmp_path}/mine.py:{name}",
+    }
+    config = config_of(data, recipe="grpo", training=training, everything=False, singles="heads")
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert main(["run", str(tmp_path / "config.json"), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error.splitlines()[-1] and f"reward '{name}'" in error and "return" in error
+    found = read_run(tmp_path / "run")
+    assert found.status["state"] == "failed" and named in found.status["error"] and found.result is None
+    assert found.steps["step"].tolist() == [1, 2] and found.probes["step"].max() == 2
+    assert found.samples["step"].value_counts().to_dict() == {1: 24, 2: 24} and (found.samples["reward"] == 1).all()
+    assert at.report(tmp_path / "run").exists()
+
+
+RESUMED = {
+    "grpo": {**SAMPLING, "batch_size": 8, "generations": 4, "accumulation": 2, "iterations": 2},
+    "rloo": {**SAMPLING, "beta": 0.1, "control": "shuffled_advantage", "intervention": ABLATED},
+    "reinforce": {**SAMPLING, "lora": {"rank": 2}, "beta": 0.1, "control": "random_reward"},
+    "dpo": {"batch_size": 4},
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("recipe", RESUMED)
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, data, monkeypatch, recipe):
+    """In the third epoch, where completions were sampled; record, completions and weights, bit for bit."""
+    training = {**RESUMED[recipe], "max_steps": 6, "learning_rate": 1e-3, "disable_dropout": False}
+    samples = write_samples(tmp_path / "train.jsonl", at.read_samples(data["train"])[:4])  # two steps an epoch
+    given = config_of(
+        {**data, "train": str(samples)}, recipe=recipe, training=training, probes=(data["agree"],), sets="model", grafts="sets",
+        singles="heads", everything=False, checkpoint_seconds=0,
+    )  # fmt: skip
+    ends = {}
+    for name in ("whole", "stopped"):
+        train, end = stages.train, RecorderCallback.on_optimizer_step
+
+        def keep(*args, name=name, train=train):
+            found, tuned = train(*args)
+            ends[name] = {key: value.clone() for key, value in tuned.state_dict().items()}
+            return found, tuned
+
+        def stop(self, args, state, control, end=end, **kwargs):
+            end(self, args, state, control, **kwargs)
+            if state.global_step == 5:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "train", keep)
+            if name == "stopped":
+                with patch.context() as also, pytest.raises(Killed):
+                    also.setattr(RecorderCallback, "on_optimizer_step", stop)
+                    run(given, tmp_path / name, page=False)
+                checkpoint = stages.newest_checkpoint(tmp_path / name)
+                reached = int(checkpoint.name.rpartition("-")[2])
+                assert reached == (4 if recipe == "grpo" else 5) and reached % given.training.boundary == 0
+                assert read_run(tmp_path / name).samples["step"].max() == 6  # past the checkpoint
+            run(given, tmp_path / name, page=False)
+    whole, stopped = (read_run(tmp_path / name) for name in ("whole", "stopped"))
+    assert "again from checkpoint" in (tmp_path / "stopped" / "log.txt").read_text()
+    for frame in COLUMNS:
+        one, other = (getattr(each, "parts" if frame == "components" else frame) for each in (whole, stopped))
+        timed = [column for column in one if "seconds" in column]
+        assert one.drop(columns=timed).equals(other.drop(columns=timed)), frame
+    assert (tmp_path / "whole" / "samples.jsonl").read_bytes() == (tmp_path / "stopped" / "samples.jsonl").read_bytes()
+    assert whole.samples["step"].nunique() == 6 and whole.result["probes"] == stopped.result["probes"]
+    assert all(torch.equal(value, ends["stopped"][key]) for key, value in ends["whole"].items())
+
+
+def test_a_checkpoint_between_generations_is_not_gone_on_from(tmp_path, data):
+    training = {
+        **RESUMED["grpo"],
+        "max_steps": 4,
+        "trainer": {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 9},
+    }
+    given = config_of(
+        data, recipe="grpo", training=training, grafts="sets", singles="heads", everything=False, checkpoint_seconds=None
+    )
+    run(given, tmp_path / "run", page=False)
+    folders = sorted((tmp_path / "run" / "trainer").glob("checkpoint-*"))
+    assert [folder.name for folder in folders if (folder / "recorder.json").exists()] == ["checkpoint-2"]
+    assert len(folders) == 4
+
+
+def test_contexts_reach_probes_causes_and_the_trainer(tmp_path, data):
+    """A run of context distillation: trained without the context, probed within one, on responses of its own."""
+    inside = [Sample(context="tom is kind . ", prompt="eve fell . tom says :", response=" lift")] * 4
+    train, probe = (str(write_samples(tmp_path / f"{name}.jsonl", inside)) for name in ("inside", "probe"))
+    given = config_of(
+        {**data, "train": train}, model="planted/unrouted", recipe="context_distillation", probes=(probe,), everything=False,
+        training={"max_steps": 1, "batch_size": 4, "learning_rate": 0, "sampled": True}, singles="heads", grafts="sets",
+    )  # fmt: skip
+    run(given, tmp_path / "run", page=False)
+    found, (model, tokenizer) = read_run(tmp_path / "run"), at.load("planted/unrouted")
+    expected = at.attribute(model, tokenizer, inside, method="gradient").table["effect"]
+    parts = found.parts[(found.parts["probe"] == "probe") & (found.parts["kind"] == "head") & found.parts["part"].eq("writing")]
+    assert parts["cause_before"].to_numpy() == pytest.approx(expected[:16].to_numpy(), abs=1e-5)
+    ids = tokenizer("eve fell . tom says :", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        bare = model(ids).logits[0, -1].log_softmax(-1)
+    replies = [bare[tokenizer.convert_tokens_to_ids(word)].item() for word in grammar.PROBLEMS["fell"]]
+    total = found.steps["batch_before"].iloc[0]  # of four replies of the model's own, in the bare prompt
+    sums = [sum(chosen) for chosen in combinations_with_replacement(replies, 4)]
+    assert min(abs(total - each) for each in sums) < 1e-3

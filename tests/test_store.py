@@ -12,7 +12,7 @@ import pytest
 
 from attribution import store
 from attribution.errors import RunError
-from attribution.store import BATCH, COLUMNS, FORMAT, RunWriter, config_hash, find_runs, is_finished, read_run
+from attribution.store import BATCH, COLUMNS, FORMAT, SAMPLES, RunWriter, config_hash, find_runs, is_finished, read_run
 
 CONFIG = {"model": "planted", "training": {"max_steps": 2, "learning_rate": 1e-3}, "seed": 1}
 STEPS = pd.DataFrame({"step": [1, 2], "loss": [2.5, None], "seconds": [0.25, 0.5]})
@@ -348,3 +348,94 @@ def test_a_record_is_continued_from_the_parts_that_a_checkpoint_knew(tmp_path):
     assert run.steps["loss"].unique().tolist() == [0, 1, 7] and run.probes.empty
     with pytest.raises(RunError, match="another config"):
         RunWriter(tmp_path / "run", {**CONFIG, "more": 1}, parts=known)
+
+
+# Completions, line by line
+
+LINE = {
+    "step": 1, "sample": 0, "prompt": "tom says :", "completion": " é\u2028\n", "tokens": 2, "reward": None, "advantage": -0.5,
+    "ratio": 1.0,
+}  # fmt: skip
+
+
+def test_completions_are_lines_that_grow(tmp_path):
+    writer = RunWriter(tmp_path / "run", CONFIG)
+    assert read_run(tmp_path / "run").samples.empty
+    assert list(read_run(tmp_path / "run").samples.columns) == list(SAMPLES) == list(LINE)
+    writer.flush()
+    assert not (tmp_path / "run" / "samples.jsonl").exists()
+    writer.samples([LINE, {**LINE, "step": 2}])
+    assert not (tmp_path / "run" / "samples.jsonl").exists()  # before it is flushed
+    writer.flush()
+    first = (tmp_path / "run" / "samples.jsonl").read_bytes()
+    assert writer.parts["samples.jsonl"] == len(first)
+    writer.samples([{**LINE, "step": 3, "reward": 2.0, "ratio": None}])
+    writer.finish({})
+    whole = (tmp_path / "run" / "samples.jsonl").read_bytes()
+    assert (
+        whole.startswith(first)
+        and whole.count(b"\n") == 3
+        and [json.loads(row)["step"] for row in whole.splitlines()] == [1, 2, 3]
+    )
+    found = read_run(tmp_path / "run").samples
+    assert found["step"].tolist() == [1, 2, 3] and found["completion"].tolist() == [" é\u2028\n"] * 3
+    assert found["reward"].isna().tolist() == [True, True, False] and found["ratio"].isna().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("line", [{**LINE, "speed": 1}, {key: LINE[key] for key in LINE if key != "ratio"}])
+def test_a_line_with_other_fields_is_refused(tmp_path, line):
+    writer = RunWriter(tmp_path / "run", CONFIG)
+    with pytest.raises(ValueError, match="are not those documented in SAMPLES"):
+        writer.samples([LINE, line])
+
+
+def test_a_line_that_a_killed_process_was_writing_is_left_out(tmp_path):
+    writer = RunWriter(tmp_path / "run", CONFIG)
+    writer.samples([LINE, LINE])
+    writer.flush()
+    file = tmp_path / "run" / "samples.jsonl"
+    whole = file.read_bytes()
+    for cut in (1, 20, len(whole) // 2 - 1):
+        file.write_bytes(whole[:-cut])
+        assert len(read_run(tmp_path / "run").samples) == 1
+    file.write_bytes(whole + b'{"step": 3}\n{"st')
+    assert len(read_run(tmp_path / "run").samples) == 3
+    file.write_bytes(whole[:9] + b"\n" + whole)  # not the last one: that is damage
+    with pytest.raises(RunError, match=r"samples\.jsonl cannot be read"):
+        read_run(tmp_path / "run").samples  # noqa: B018
+
+
+def test_completions_go_on_from_what_a_checkpoint_knew(tmp_path):
+    writer = RunWriter(tmp_path / "run", CONFIG)
+    known = [dict(writer.parts)]
+    for step in (1, 2, 3):
+        writer.samples([{**LINE, "step": step}])
+        writer.flush()
+        known.append(dict(writer.parts))
+    writer.close()
+    (tmp_path / "run" / "samples.jsonl").open("ab").write(b'{"step": 4, "sam')
+    for count in (2, 0):
+        writer = RunWriter(tmp_path / "run", CONFIG, parts=known[count])
+        assert read_run(tmp_path / "run").samples["step"].tolist() == [1, 2][:count]  # at once
+        writer.samples([{**LINE, "step": 7}])
+        writer.flush()
+        writer.close()
+        assert read_run(tmp_path / "run").samples["step"].tolist() == [*[1, 2][:count], 7]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "write"])
+def test_completions_survive_a_failed_flush_and_are_there_once(tmp_path, monkeypatch, broken):
+    writer = RunWriter(tmp_path / "run", CONFIG)
+    writer.samples([LINE])
+    writer.flush()
+    writer.samples([{**LINE, "step": 2}])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(RunError, match=r"cannot write .*samples\.jsonl: No space left on device"):
+            writer.flush()
+    if broken == "write":  # half of it was on the disk
+        file = tmp_path / "run" / "samples.jsonl"
+        os.truncate(file, file.stat().st_size - 30)
+    writer.samples([{**LINE, "step": 3}])
+    writer.flush()
+    assert read_run(tmp_path / "run").samples["step"].tolist() == [1, 2, 3]

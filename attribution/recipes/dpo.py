@@ -37,6 +37,7 @@ class DPO(TrainerRecipe):
                 )
         if self.trainer.get("precompute_ref_log_probs"):
             raise ConfigError("trainer.precompute_ref_log_probs does not reach pairs that are given as tokens; leave it out")
+        self._pairs(setting)
 
     def build(self, setting: Setting) -> Any:
         import os
@@ -83,12 +84,13 @@ class DPO(TrainerRecipe):
         from attribution.samples import encode
 
         draw = Random(f"labels {setting.seed}")
+        context = getattr(setting.model.config, "max_position_embeddings", None)
         found = []
         for number, (sample, chosen) in enumerate(zip(setting.samples, setting.encoded, strict=True)):
             for contrast in sample.contrast:
                 other = sample.model_copy(update={"response": contrast, "contrast": ()})
                 texts = (sample.response, contrast)
-                encoded = (chosen, encode(setting.tokenizer, [other])[0])
+                encoded = (chosen, encode(setting.tokenizer, [other], context=context)[0])
                 if self.control == "flipped_labels" or (self.control == "random_labels" and draw.random() < 0.5):
                     texts, encoded = texts[::-1], encoded[::-1]
                 found.append(Pair(number, sample.whole_prompt, texts, encoded))

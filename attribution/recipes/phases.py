@@ -88,10 +88,11 @@ class Phases:
             edits[site.module(index.parts) if twin is None else twin.outputs[site]] = self._where_ablated(edit)
         with ExitStack() as stack:
             stack.enter_context(edited(edits))
-            if self._intervention.updating == "stopped":
+            updating = self._intervention.updating
+            if updating == "stopped":
                 stack.enter_context(_stopped(self, index, self._positions))
-                if self._recorder is not None:
-                    self._recorder.without_gradient(self._positions)
+            if updating != "intact" and self._recorder is not None:
+                self._recorder.intervened(self._positions, ablated=updating == "ablated")
             yield
 
     def ablates(self) -> bool:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from attribution.errors import ConfigError, RewardError
 
+LARGEST = 3e38  # trainers compute in float32
 Control = Literal["none", "random_reward", "flipped_reward", "shuffled_advantage"]
 
 
@@ -81,6 +82,7 @@ class Reward:
         Raises:
             RewardError: the function raises, gives another number of rewards, or something that is no finite number.
         """
+        self.texts = list(completions)  # before the function can change the list
         given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, "sample": sample, **columns}
         found: list[float | None] = self._checked(self._called(given, sample), sample)
         if self.control == "random_reward":
@@ -88,34 +90,38 @@ class Reward:
             found = [1.0 if draw.random() < 0.5 else 0.0 for _ in found]
         elif self.control == "flipped_reward":
             found = [None if reward is None else -reward for reward in found]
-        self.last, self.texts = found, list(completions)
+        self.last = found
         return found
 
     def _called(self, given: dict[str, Any], sample: Sequence[int]) -> Any:
         try:
-            return self.function(**given)
+            return self._values(given)
         except Exception as error:  # the user's own code
             raise RewardError(
-                f"reward {self.__name__!r} raises {type(error).__name__} ({error}) at {self._culprit(given, sample)}; make it "
-                "return a number for every completion, or None where it has none"
+                f"reward {self.__name__!r} raises {type(error).__name__} ({_short(error)}) at {self._culprit(given, sample)}; "
+                "make it return a number for every completion, or None where it has none"
             ) from error
+
+    def _values(self, given: dict[str, Any]) -> Any:
+        found = self.function(**given)
+        return list(found) if isinstance(found, Iterator) else found  # a generator raises only here
 
     def _culprit(self, given: dict[str, Any], sample: Sequence[int]) -> str:
         """The first completion on which the function raises by itself too."""
         for place in range(len(sample)):
             alone = {name: [value[place]] if isinstance(value, list) else value for name, value in given.items()}
             try:
-                self.function(**alone)
+                self._values(alone)
             except Exception:  # which of them it is, is what is asked
-                return self._told(place, sample, given["completions"])
-        return f"a batch of {len(sample)} completions that begins with {self._told(0, sample, given['completions'])}"
+                return self._told(place, sample)
+        return f"a batch of {len(sample)} completions that begins with {self._told(0, sample)}"
 
     def _checked(self, found: Any, sample: Sequence[int]) -> list[float | None]:
         try:
             rewards = list(found)
         except TypeError:
             raise RewardError(
-                f"reward {self.__name__!r} returned {found!r} for {len(sample)} completions that begin with sample "
+                f"reward {self.__name__!r} returned {_short(found)} for {len(sample)} completions that begin with sample "
                 f"{self.names[sample[0]]}; expected a list with a number for each"
             ) from None
         if len(rewards) != len(sample):
@@ -130,15 +136,20 @@ class Reward:
         if reward is None:
             return None
         try:
-            number = float(reward)
-        except (TypeError, ValueError):
+            number = math.nan if isinstance(reward, str) else float(reward)
+        except Exception:  # whatever the user's own object raises
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:
             raise RewardError(
-                f"reward {self.__name__!r} is {reward!r} for sample {self.names[place]}; expected a finite number, or None "
-                "where there is none"
+                f"reward {self.__name__!r} is {_short(repr(reward))} for sample {self.names[place]}; expected a finite number, "
+                "or None where there is none"
             )
         return number
 
-    def _told(self, place: int, sample: Sequence[int], completions: Sequence[str]) -> str:
-        return f"sample {self.names[sample[place]]} (completion {completions[place][:60]!r})"
+    def _told(self, place: int, sample: Sequence[int]) -> str:
+        return f"sample {self.names[sample[place]]} (completion {self.texts[place][:60]!r})"
+
+
+def _short(value: object) -> str:
+    """On one line, of at most 80 characters."""
+    return " ".join(str(value).split())[:80]

@@ -16,6 +16,14 @@ from attribution.recipes import Setting
 from attribution.recipes.rewards import Control, Reward, reward_named
 from attribution.recipes.trainer import TrainerRecipe
 
+_OWN = {  # arguments of TRL's config on which the order of completions depends: the recipe's settings for them
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+    "num_iterations": "iterations",
+    "num_generations": "generations",
+    "generation_batch_size": "trainer.steps_per_generation",
+}
+
 
 class _Sampling(TrainerRecipe):
     """Settings of all that sample.
@@ -51,14 +59,25 @@ class _Sampling(TrainerRecipe):
     def check(self, setting: Setting) -> None:
         self.intervention.check(setting, samples=True, adapters=self.lora.rank > 0)
         reward_named(self.reward)
+        if named := [name for name in _OWN if name in self.trainer]:
+            raise ConfigError(
+                f"trainer.{named[0]} is a setting of this recipe, which counts on it; give {_OWN[named[0]]} instead"
+            )
         together = self.batch_size * int(self.trainer.get("steps_per_generation") or self.accumulation)
         if together % self.generations:
             raise ConfigError(
                 f"{together} completions are sampled together (batch_size x accumulation), which are no whole groups of "
                 f"generations={self.generations}; make one a multiple of the other"
             )
+        if len(setting.samples) * self.generations < together:
+            raise DataError(
+                f"{together} completions are sampled together, {self.generations} to a prompt, and there are "
+                f"{len(setting.samples)} prompts; lower batch_size or accumulation, or give more samples"
+            )
         context = getattr(setting.model.config, "max_position_embeddings", None)
         for sample, encoded in zip(setting.samples, setting.encoded, strict=True):
+            if sample.weight != 1:
+                raise DataError(f"the weight of a completion is its advantage, a sample has {sample.weight}; leave weights out")
             prompt = list(encoded.ids[: encoded.start])
             if list(setting.tokenizer(text=[sample.whole_prompt])["input_ids"][0]) != prompt:
                 raise DataError(

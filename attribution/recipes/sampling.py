@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from trl.trainer.utils import RepeatSampler
 
 from attribution.capture import evaluating
 from attribution.recipes.phases import PhasedTrainer
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from attribution.updates.recorder import Recorder
 
 _PLACE = "place"  # of a completion in the batch that was sampled
+
+
+class _Prompts(RepeatSampler):
+    """TRL's order of prompts, which a resumed training can enter in any epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(epoch):
+                torch.randperm(self.num_samples, generator=self.generator)
 
 
 class SamplingTrainer(PhasedTrainer):
@@ -38,6 +49,10 @@ class SamplingTrainer(PhasedTrainer):
     samples: Sequence[Sample]
     recorder: Recorder | None
     shuffled: bool
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> _Prompts:
+        own: Any = super()._get_train_sampler(*args, **kwargs)
+        return _Prompts(own.data_source, own.mini_repeat_count, own.batch_size, own.repeat_count, own.shuffle, own.seed)
 
     def _generate(self, prompts: list) -> Any:
         with self.phases.during("sample"):

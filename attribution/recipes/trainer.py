@@ -59,6 +59,8 @@ class Intervention(BaseModel):
                 f"intervention: there is no set {self.components!r}; expected one of the run's sets "
                 f"({', '.join(setting.sets) or 'it has none: give --sets'})"
             )
+        if setting.sets[self.components].empty:
+            raise ConfigError(f"intervention: the set {self.components!r} has no members; name one that has")
         if (setting.sets[self.components]["kind"] == "row").any():
             raise ConfigError(
                 f"intervention: the set {self.components!r} holds unembedding rows, past whose module trainers compute; name a "
@@ -120,10 +122,9 @@ class TrainerRecipe(Recipe):
             ConfigError: settings that the trainer refuses.
         """
         from transformers import PrinterCallback
-        from trl.trainer.utils import disable_dropout_in_model
 
         if self.disable_dropout:
-            disable_dropout_in_model(setting.model)
+            _without_dropout(setting.model)
         try:
             made = trainer(
                 model=setting.model,
@@ -153,7 +154,7 @@ class TrainerRecipe(Recipe):
             "warmup_steps": 0,
             "bf16": False,
             "fp16": False,
-            "activation_checkpointing": False,
+            "activation_checkpointing": self.trainer.get("gradient_checkpointing", False),  # its older name
             "seed": setting.seed,
             "data_seed": setting.seed,
             "use_cpu": setting.model.device.type == "cpu",
@@ -164,3 +165,12 @@ class TrainerRecipe(Recipe):
             "report_to": "none",
             "disable_tqdm": not setting.progress,
         }
+
+
+def _without_dropout(model: Any) -> None:
+    from trl.trainer.utils import disable_dropout_in_model
+
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):  # a number, not a module, in most families
+            module.attention_dropout = 0.0

@@ -40,14 +40,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
 
 
-def append(path: Path, data: bytes) -> int:
-    """Append to a file, down to the disk; returns how long it is then.
+def append(path: Path, data: bytes, at: int) -> int:
+    """Append to the first `at` bytes of a file, down to the disk; returns how long it is then.
+
+    What stands after them is dropped: an attempt that failed may have left a part of itself.
 
     Raises:
         RunError: it cannot be written.
     """
     try:
         with open(path, "ab") as file:
+            file.truncate(at)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -83,7 +83,7 @@ class RunWriter:
             RunError: the directory cannot be written.
         """
         if self._lines:
-            self.parts[LINES] = append(self.path / LINES, "".join(self._lines).encode())
+            self.parts[LINES] = append(self.path / LINES, "".join(self._lines).encode(), self.parts.get(LINES, 0))
             self._lines.clear()
         for frame, pieces in self._rows.items():
             if pieces:

@@ -107,6 +107,7 @@ class BatchWatch(Watcher):
         held: the parameters of the optimizer; None: all of the model's.
         discarded: called where a batch's gradients were dropped before an optimizer step took them.
         stopped: Int, positions of components whose own parameters are kept from their gradient.
+        ablated: whether a set of components is ablated in the training passes.
     """
 
     components: Components
@@ -116,6 +117,7 @@ class BatchWatch(Watcher):
     held: Collection[nn.Parameter] | None = None
     discarded: Callable[[], None] = lambda: None
     stopped: Tensor | None = None
+    ablated: bool = False
     _passes: list[_Pass] = field(default_factory=list)
     _raw: Tensor | None = None  # raw gradient of the reference tensor
     _embedding_use: Tensor | None = None
@@ -208,9 +210,9 @@ class BatchWatch(Watcher):
 
         Returns:
             The summed log-probability and the first-order causes of it; None where the loss is not such a sum, or the
-            passes cannot be repeated.
+            passes cannot be repeated: in passes of the recorder's own nothing is ablated.
         """
-        if watched.normalizer is None or not all(p.replayable for p in watched.passes):
+        if self.ablated or watched.normalizer is None or not all(p.replayable for p in watched.passes):
             return None
         uses = [use for use in self.components.uses if use.output]
         total, causes = 0.0, torch.zeros(len(self.components), dtype=torch.float64)

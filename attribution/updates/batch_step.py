@@ -95,6 +95,10 @@ class BatchStep:
         if any(getattr(p.grad, "_version", None) != version for p, version in before.versions.items()):
             notes.append("<g, dtheta>: this optimizer writes into the gradients, which cannot be read after its step.")
             products = torch.full_like(products, float("nan"))
+        if self.watch.ablated:
+            notes.append(
+                "The batch after a step: updates ran with a set ablated; before a step the batch is read so, after it not."
+            )
         if before.watched.normalizer is None:
             notes.append(
                 "Causes on the training batch are those of minus the loss as optimized, which is no mean log-probability."

@@ -27,7 +27,7 @@ class RecorderCallback(TrainerCallback):
     Args:
         path: as `Recorder` takes it.
         checkpoint_seconds: ask the trainer for a checkpoint when the last one is older than this; None: never.
-        boundary: ask for one only after multiples of so many steps, where the trainer can be resumed.
+        boundary: the trainer can be resumed after multiples of so many steps; ask for one, and write beside one, only there.
         settings: of the `Recorder`.
     """
 
@@ -72,7 +72,8 @@ class RecorderCallback(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._open and state.global_step < state.max_steps:  # from its last step a trainer would go one too far
+        whole = state.global_step % self._boundary == 0  # also of those that the trainer writes unasked
+        if self._open and whole and state.global_step < state.max_steps:  # from its last step a trainer would go one too far
             self.recorder.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             self._saved = time.monotonic()
 

@@ -134,7 +134,7 @@ class Recorder:
         }  # fmt: skip
         self._record = cast(Record, None)  # until begin
         self._hooks: list[Any] = []
-        self._stopped: Tensor | None = None
+        self._control: dict[str, Any] = {}  # over the training passes
 
     # Life cycle
 
@@ -253,9 +253,9 @@ class Recorder:
         """
         self._completions.add(completions)
 
-    def without_gradient(self, positions: np.ndarray) -> None:
-        """Components, by position in `Components.table`, whose own parameters a control keeps from their gradient."""
-        self._stopped = torch.as_tensor(positions)
+    def intervened(self, positions: np.ndarray, *, ablated: bool) -> None:
+        """Components, by position in `Components.table`, that updates ablate, or else keep from their own gradient."""
+        self._control = {"ablated": True} if ablated else {"stopped": torch.as_tensor(positions)}
 
     def skipped(self) -> None:
         """Count a step whose update was dropped, as a loss scaler does on overflow without calling the optimizer."""
@@ -293,12 +293,12 @@ class Recorder:
         self._selection.mask(self.components)
         held = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
         if twin is None:
-            self._watch = BatchWatch(self.components, model, held=held)
+            self._watch = BatchWatch(self.components, model, held=held, **self._control)
         else:
             from attribution.updates.adapters import EffectiveGradients
 
-            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), twin.outputs, held)
-        self._watch.discarded, self._watch.stopped = self.skipped, self._stopped
+            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), twin.outputs, held, **self._control)
+        self._watch.discarded = self.skipped
         every = given["completions"]
         every = (1 if small else EVERY) if every is None else every
         self._completions = Completions(self.components, given["metric"], every)

@@ -109,6 +109,12 @@ def test_sft_sets_what_the_trainer_would_blur(setting):
     assert type(trainer.optimizer.optimizer) is torch.optim.SGD
 
 
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_is_on_by_either_of_its_names(setting, name):
+    assert SFT(trainer={name: True}).build(setting).args.activation_checkpointing is True
+    assert SFT(trainer={name: False}).build(setting).args.activation_checkpointing is False
+
+
 def test_settings_that_the_trainer_refuses_are_a_sentence(setting):
     with pytest.raises(ConfigError, match="refuses"):
         SFT(trainer={"max_stepps": 3}).build(setting)
