@@ -41,6 +41,7 @@ lint: $(DEV)  ## ruff and pyright
 results: $(CORE)  ## run the reference studies and write results/; finished runs are kept
 	$(BIN)/python -m experiments.worlds
 	$(BIN)/python -m experiments.boost
+	$(BIN)/python -m experiments.recipes_compared
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed
 
 venv: $(DEV)  ## make .venv with the development tools

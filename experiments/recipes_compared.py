@@ -175,20 +175,36 @@ def agreement(forecasts: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation of forecast and measured strengthening within an organism, mean and interval over organisms.
 
     Sets: over arms x mechanisms x probe sets. Heads: over heads, within each arm and probe set, averaged. The learning rate of
-    zero, where both are zero, is left out.
+    zero, where both are zero, is left out. Beside it what a trivial cause would give: the forecast's sign alone, and the
+    correlation among forecasts of one sign.
     """
-    moving = forecasts[forecasts["arm"] != NOTHING]
+    moving = forecasts[forecasts["arm"] != NOTHING].assign(sign=np.sign(forecasts["forecast"]))
     rows = []
     for step, at in moving.groupby("step"):
         for what, within in (("set", ["model"]), ("head", ["model", "arm", "probe"])):
             chosen = at[at["what"] == what]
-            rho = chosen.groupby(within)[["forecast", "measured"]].apply(
-                lambda rows: rows["forecast"].corr(rows["measured"], method="spearman")
+            rows.append(
+                {
+                    "what": what,
+                    "step": step,
+                    "ranked": int(chosen.groupby(within).size().iloc[0]),
+                    "rho": _rank_correlation(chosen, within, "forecast"),
+                    "of the sign alone": _rank_correlation(chosen, within, "sign"),
+                    "within one sign": _rank_correlation(chosen, [*within, "sign"], "forecast"),
+                }
             )
-            by_model = rho.groupby("model").mean()
-            count = int(chosen.groupby(within).size().iloc[0])
-            rows.append({"what": what, "step": step, "ranked": count, "rho": t_interval(by_model)})
     return pd.DataFrame(rows).sort_values(["what", "step"], ascending=[False, True], ignore_index=True)
+
+
+def _rank_correlation(rows: pd.DataFrame, within: list[str], predictor: str) -> Interval:
+    """Spearman's, in every group of three or more rows, averaged over the groups of an organism."""
+    found = {
+        key: group[predictor].corr(group["measured"], method="spearman")
+        for key, group in rows.groupby(within)
+        if len(group) > 2 and group[predictor].nunique() > 1
+    }
+    by_group = pd.Series(found, index=pd.MultiIndex.from_tuples(found, names=within))
+    return t_interval(by_group.groupby("model").mean())
 
 
 # What recording costs
@@ -267,19 +283,21 @@ def costs(times: pd.DataFrame) -> pd.DataFrame:
 def summary(frames: dict[str, pd.DataFrame]) -> str:
     """All of it as Markdown."""
     rows = table(frames)
-    shown = rows[["arm"]].assign(**{column: rows[column].map(_told) for column in rows.columns if column != "arm"})
+    told_as = dict.fromkeys(rows.columns[1:], _told) | {"kl": lambda interval: _told(interval, 5)}
+    shown = rows[["arm"]].assign(**{column: rows[column].map(say) for column, say in told_as.items()})
     found = checks(frames)
     told = found.assign(holds=found["holds"].map({True: "yes", False: "**no**"}))
     agreed = agreement(frames["forecasts"])
-    ranked = agreed.assign(rho=agreed["rho"].map(str))
+    ranked = agreed.assign(**{column: agreed[column].map(_told) for column in agreed.columns[3:]})
     timed = _markdown(costs(frames["times"])) if "times" in frames else "Not timed."
     return "\n\n".join([
         _HEAD, _markdown(told), _TABLE, _markdown(shown), _FORECAST, _markdown(ranked), _COST, timed,
     ]) + "\n"  # fmt: skip
 
 
-def _told(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+def _told(interval: Interval, digits: int = 3) -> str:
+    mean, low, high = (f"{value:+.{digits}f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _markdown(rows: pd.DataFrame) -> str:
@@ -303,7 +321,8 @@ _FORECAST = """## Was it forecast?
 
 Spearman correlation of the forecast of strengthening, from the first step alone, with the strengthening that was measured after
 so many steps. Sets: over all arms, both mechanisms and both probe sets of an organism. Heads: over the heads of an organism,
-within an arm and probe set. The first row is close to an identity: the forecast contains the step."""
+within an arm and probe set. After one step it is close to an identity: the forecast contains the step. Much of the
+correlation over sets is the sign, which follows from whose reply is rewarded; the last columns say how much."""
 _COST = """## What recording costs
 
 One thread, `planted`, 32 samples a step (pairs, completions); medians of interleaved repeats, ratios to a bare step with their
