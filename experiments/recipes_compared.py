@@ -203,6 +203,8 @@ def _rank_correlation(rows: pd.DataFrame, within: list[str], predictor: str) -> 
         for key, group in rows.groupby(within)
         if len(group) > 2 and group[predictor].nunique() > 1
     }
+    if not found:
+        return t_interval([])
     by_group = pd.Series(found, index=pd.MultiIndex.from_tuples(found, names=within))
     return t_interval(by_group.groupby("model").mean())
 
