@@ -34,14 +34,17 @@ def test_a_change_is_relative_and_signed_for_the_mechanism():
 
 def test_agreement_ranks_within_an_organism():
     rows = [
-        {"model": model, "arm": arm, "probe": "agree", "what": "set", "name": name, "step": 1, "forecast": sign * value,
+        {"model": model, "arm": arm, "probe": "agree", "what": what, "name": name, "step": 1, "forecast": sign * value,
          "measured": value + (100 if model == "two" else 0)}
+        for what in ("set", "head")
         for model, sign in (("one", 1), ("two", -1))
         for arm, values in (("x", (1.0, 2.0)), ("y", (3.0, 4.0)))
         for name, value in zip("AB", values, strict=True)
     ]  # fmt: skip
-    (found,) = agreement(pd.DataFrame(rows)).to_dict("records")
-    assert found["ranked"] == 4 and found["rho"].mean == pytest.approx(0.0) and found["rho"].n == 2
+    sets, heads = agreement(pd.DataFrame(rows)).to_dict("records")
+    assert sets["ranked"] == 4 and sets["rho"].mean == pytest.approx(0.0) and sets["rho"].n == 2
+    assert heads["ranked"] == 2 and heads["rho"].n == 0  # two heads have no rank correlation worth the name
+    assert sets["of the sign alone"].n == 0  # one sign throughout
 
 
 def test_the_study_has_every_arm_that_is_checked(tmp_path):
