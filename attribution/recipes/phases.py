@@ -75,14 +75,15 @@ class Phases:
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """Intervene in the passes of this model, with or without adapters, inside the block."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._adapters = [(layer, list(layer.active_adapters)) for layer in layers]
+        if self._intervention.idle:
+            yield
+            return
         twin = effective(model)
         index = Components(model if twin is None else twin.model)
-        self._adapters = []
-        if twin is not None:
-            from peft.tuners.tuners_utils import BaseTunerLayer
-
-            layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-            self._adapters = [(layer, list(layer.active_adapters)) for layer in layers]
         edits: dict[nn.Module, Edit] = {}
         for site, edit in edits_without(index, self._positions, self._values).items():
             edits[site.module(index.parts) if twin is None else twin.outputs[site]] = self._where_ablated(edit)
