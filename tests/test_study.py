@@ -13,7 +13,7 @@ from attribution.recipes.sft import SFT
 from attribution.runs import RunConfig
 from attribution.samples import Sample, encode, read_samples, write_samples
 from attribution.store import TRAINING
-from attribution.study import EMBEDDED, Study, collect, conclude, embedded, jobs, run_study
+from attribution.study import Study, collect, conclude, embedded, jobs, run_study
 from attribution.worlds import planted as grammar
 
 
@@ -70,7 +70,7 @@ def test_wrong_partitions_of_the_study_are_of_the_same_shape(planted_study):
         assert (overlap == shape[name[-1]] / 2).all()
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name")
 def test_the_full_study_is_longer(tmp_path, name):
     short, full = embedded(name, tmp_path), embedded(name, tmp_path / "full", full=True)
     assert full.name != short.name
