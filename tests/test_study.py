@@ -15,6 +15,7 @@ from attribution.samples import Sample, encode, read_samples, write_samples
 from attribution.store import TRAINING
 from attribution.study import Study, collect, conclude, embedded, jobs, run_study
 from attribution.worlds import planted as grammar
+from attribution.worlds.studies import STUDIES
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +71,14 @@ def test_wrong_partitions_of_the_study_are_of_the_same_shape(planted_study):
         assert (overlap == shape[name[-1]] / 2).all()
 
 
-@pytest.mark.parametrize("name")
-def test_the_full_study_is_longer(tmp_path, name):
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_full_study_reads_more(tmp_path, name):
     short, full = embedded(name, tmp_path), embedded(name, tmp_path / "full", full=True)
-    assert full.name != short.name
-    assert full.arms["A"].training.max_steps > short.arms["A"].training.max_steps
+    assert full.name != short.name and list(full.arms) == list(short.arms)
+    arm = next(iter(short.arms))
+    assert full.arms[arm].training.max_steps >= short.arms[arm].training.max_steps
+    few, many = (Path(study.arms[arm].probes[0]).read_text().count("\n") for study in (short, full))
+    assert many > few
 
 
 def test_a_study_is_cut_to_what_is_asked(planted_study):
