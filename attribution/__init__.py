@@ -16,23 +16,31 @@ _HOMES = {
     "RecorderCallback": "updates.callback",
     "RunConfig": "runs",
     "Sample": "samples",
+    "Steering": "causes.steering",
     "ablate": "causes",
     "attribute": "causes",
     "forecast": "updates.forecast",
     "graft": "updates.graft",
     "linear_graft": "updates.linear_graft",
     "load": "models",
+    "patch": "causes.patching",
     "read_run": "store",
     "read_samples": "samples",
     "report": "reports",
     "run": "runs",
     "samples_from_text": "samples",
+    "self_repair": "causes",
+    "steering": "causes.steering",
+    "token_causes": "causes.tokens",
     "update_shares": "updates",
     "write_samples": "samples",
 }
 
 if TYPE_CHECKING:
-    from attribution.causes import Causes, ablate, attribute
+    from attribution.causes import Causes, ablate, attribute, self_repair
+    from attribution.causes.patching import patch
+    from attribution.causes.steering import Steering, steering
+    from attribution.causes.tokens import token_causes
     from attribution.components import Component, Components
     from attribution.errors import AttributionError
     from attribution.models import load
@@ -57,17 +65,22 @@ __all__ = [
     "RecorderCallback",
     "RunConfig",
     "Sample",
+    "Steering",
     "ablate",
     "attribute",
     "forecast",
     "graft",
     "linear_graft",
     "load",
+    "patch",
     "read_run",
     "read_samples",
     "report",
     "run",
     "samples_from_text",
+    "self_repair",
+    "steering",
+    "token_causes",
     "update_shares",
     "write_samples",
 ]

@@ -296,6 +296,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def repeated(self, copies: int) -> Batch:
+        """This batch so many times over, copy after copy."""
+        shift = torch.tensor([len(self), len(self.tokens), 0, 0], device=self.contrast.device)
+        number = torch.arange(copies, device=shift.device)[:, None, None]
+        whole = (self.ids, self.mask, self.labels)
+        return Batch(
+            *(each.repeat(copies, 1) for each in whole),
+            weights=self.weights.repeat(copies),
+            contrast=(self.contrast + number * shift).flatten(0, 1),
+        )
+
     @cached_property
     def scored(self) -> Tensor:
         """Bool [sample, position]: whether the *next* token of this position is scored."""

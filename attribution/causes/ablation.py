@@ -7,7 +7,7 @@ they write is linear. Knows activations and metrics; knows nothing about trainin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from attribution.capture import Edit, Replay, Site, edited, scored_logits
-from attribution.causes.reference import Values
+from attribution.causes.cost import size
+from attribution.causes.reference import Values, like
 from attribution.components import Components
 from attribution.metrics import Metric, kl
 from attribution.models import Anatomy, output_weights
 from attribution.samples import Batch
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
-TOKENS_ON_CPU = 512  # is faster while they fit its cache: measured 1.4 times at 16 and at 64 prompts of 20 tokens
+TOKENS_ON_CPU = 1_024  # is faster while they fit its cache
+NARROWER = 3  # times as many where only the last layer runs
 LOGITS_AT_ONCE = 2**26
 
 
@@ -34,11 +36,13 @@ class Effects(NamedTuple):
         effect: Float [ablation, sample], metric(intact) - metric(ablated).
         kl: Float [ablation, sample], KL(ablated || intact) per response token, nats.
         passes: forward passes over the batch this took.
+        bytes: most of what was kept at once, see `Causes.bytes`.
     """
 
     effect: Tensor
     kl: Tensor
     passes: float
+    bytes: int = 0
 
 
 @torch.no_grad()
@@ -54,26 +58,34 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
     """
     parts = components.parts
     replay = Replay(parts, batch)
-    read = _reader(metric, batch, replay.logits)
+    read = Reader(metric, batch, replay.logits)
     effect = replay.logits.new_zeros(len(positions), len(batch))
     divergence = torch.zeros_like(effect)
     chosen = components.table.iloc[positions].reset_index(drop=True)
-    passes = 1.0
-    at_once = min(TOKENS_AT_ONCE, TOKENS_ON_CPU if batch.ids.device.type == "cpu" else TOKENS_AT_ONCE)
-    copies = max(1, min(at_once // batch.ids.numel(), LOGITS_AT_ONCE // replay.logits.numel()))
+    passes, most = 1.0, 0
     for (kind, layer), group in chosen.groupby(["kind", "layer"], sort=False):
-        units = group["index"].to_numpy(copy=True)
+        units, copies = group["index"].to_numpy(copy=True), _copies(replay, str(kind), int(layer))
         for start in range(0, len(units), copies):
             where = group.index[start : start + copies]
             some = units[start : start + copies]
             if kind == "row":
-                found = _without_rows(replay.logits, some)
+                found = without_rows(replay.logits, some)
             else:
                 found, layers = _without(replay, Site(str(kind), int(layer)), some, values)
                 passes += len(some) * layers / parts.depth
-            for place, logits in zip(where, found, strict=True):
-                effect[place], divergence[place] = read(logits)
-    return Effects(effect, divergence, passes)
+            effect[where], divergence[where] = read(found)
+            most = max(most, len(some) * (3 * size([replay.logits]) + (kind != "row") * 2 * size([replay.hidden[0]])))
+    kept = size([*replay.hidden, *replay.activations.values(), replay.logits])
+    return Effects(effect, divergence, passes, kept + most)
+
+
+def _copies(replay: Replay, kind: str, layer: int) -> int:
+    """How many ablations of one site are run together: few enough for memory and, where whole layers run, for the cache."""
+    at_once = TOKENS_AT_ONCE
+    if replay.scored.device.type == "cpu":
+        short = kind == "neuron" and layer >= replay.parts.depth - 2  # at most the last layer runs, which is narrow
+        at_once = min(at_once, TOKENS_ON_CPU * (NARROWER if short else 1))
+    return max(1, min(at_once // replay.scored.numel(), LOGITS_AT_ONCE // replay.logits.numel()))
 
 
 @torch.no_grad()
@@ -93,12 +105,14 @@ def ablate_sets(
         intact: logits of the model as it is, where they are known already.
     """
     parts = components.parts
-    read = _reader(metric, batch, scored_logits(parts, batch) if intact is None else intact)
+    read = Reader(metric, batch, scored_logits(parts, batch) if intact is None else intact)
     found = []
     for positions in sets.values():
         with without(components, positions, values):
-            found.append(read(_rows_at_mean(components, positions, scored_logits(parts, batch))))
-    effect, divergence = (torch.stack(each) for each in zip(*found, strict=True))
+            chosen = components.table.iloc[positions]
+            rows = chosen.loc[chosen["kind"] == "row", "index"].tolist()
+            found.append(read(rows_at_mean(scored_logits(parts, batch), rows)[None]))
+    effect, divergence = (torch.cat(each) for each in zip(*found, strict=True))
     return Effects(effect, divergence, 1.0 + len(sets))
 
 
@@ -114,20 +128,20 @@ def edits_without(components: Components, positions: np.ndarray, values: Values)
     edits: dict[Site, Edit] = {}
     for (kind, layer), group in chosen[chosen["kind"] != "row"].groupby(["kind", "layer"]):
         site = Site(str(kind), int(layer))
-        edits[site] = _replace(_features(components.parts, site, group["index"].to_numpy(copy=True)), values[site])
+        edits[site] = _replace(features(components.parts, site, group["index"].to_numpy(copy=True)), values[site])
     return edits
 
 
 def _replace(features: Tensor, value: Tensor) -> Edit:
     def edit(activation: Tensor) -> Tensor:
         activation = activation.clone()
-        activation[..., features] = value.expand(activation.shape)[..., features].to(activation.dtype)
+        activation[..., features] = like(value, activation)[..., features]
         return activation
 
     return edit
 
 
-def _features(parts: Anatomy, site: Site, units: np.ndarray) -> Tensor:
+def features(parts: Anatomy, site: Site, units: np.ndarray) -> Tensor:
     """Int: the features of these heads or neurons at their site."""
     width = parts.head_dim if site.kind == "head" else 1
     return (torch.as_tensor(units)[:, None] * width + torch.arange(width)).flatten()
@@ -137,16 +151,20 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
     """Logits [unit, token, vocabulary] with each unit of one site ablated, and the number of layers run for each."""
     parts, copies = replay.parts, len(units)
     activation = replay.activations[site]
-    value = values[site].expand(activation.shape).to(activation.dtype)
+    value = like(values[site], activation)
     if site.kind == "neuron" and parts.row.mlp_post_norm is None:
         # What a neuron writes is added to the stream, so its own layer need not run again.
         written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
-        change = (value - activation)[..., units].permute(2, 0, 1)  # [unit, sample, position]
-        hidden = replay.hidden[site.layer + 1] + change[..., None] * written[:, None, None]
+        change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
+        if site.layer == parts.depth - 1:
+            scored = replay.scored.to(after.device)
+            return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
+        change = change.permute(2, 0, 1)  # [unit, sample, position]
+        hidden = after + change[..., None] * written[:, None, None]
         return replay.run(hidden.flatten(0, 1), site.layer + 1), parts.depth - site.layer - 1
 
     own = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)  # the features of each copy's unit
-    own[torch.arange(copies)[:, None], _features(parts, site, units).view(copies, -1)] = True
+    own[torch.arange(copies)[:, None], features(parts, site, units).view(copies, -1)] = True
     own = own[:, None, None].to(activation.device)
 
     def edit(tiled: Tensor) -> Tensor:
@@ -156,22 +174,30 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
     return replay.run(hidden, site.layer, {site.module(parts): edit}), parts.depth - site.layer
 
 
-def _without_rows(logits: Tensor, tokens: np.ndarray) -> Iterator[Tensor]:
-    """Logits with each of these rows set to the mean over the vocabulary, one after the other."""
-    mean = logits.mean(-1)
-    for token in tokens:
-        changed = logits.clone()
-        changed[:, token] = mean
-        yield changed
+def without_rows(logits: Tensor, tokens: np.ndarray) -> Tensor:
+    """Logits [row, token, vocabulary] with each of these rows set to the mean over the vocabulary."""
+    changed = logits.repeat(len(tokens), 1, 1)
+    changed[torch.arange(len(tokens)), :, torch.as_tensor(tokens)] = logits.mean(-1)
+    return changed
 
 
-def _rows_at_mean(components: Components, positions: np.ndarray, logits: Tensor) -> Tensor:
-    chosen = components.table.iloc[positions]
-    tokens = torch.as_tensor(chosen.loc[chosen["kind"] == "row", "index"].to_numpy(copy=True))
-    logits[:, tokens] = logits.mean(-1, keepdim=True)
+def rows_at_mean(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Logits [..., vocabulary] with these rows set to the mean over the vocabulary, in place."""
+    logits[..., torch.as_tensor(tokens, dtype=torch.long)] = logits.mean(-1, keepdim=True)
     return logits
 
 
-def _reader(metric: Metric, batch: Batch, intact: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    before = metric(intact, batch)
-    return lambda logits: (before - metric(logits, batch), kl(logits, intact, batch))
+class Reader:
+    """Effect and KL, each Float [ablation, sample], from the logits of some ablations at once."""
+
+    def __init__(self, metric: Metric, batch: Batch, intact: Tensor):
+        self.metric, self.batch, self.intact, self.before = metric, batch, intact, metric(intact, batch)
+        self._batches = {1: batch}
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits: Float [ablation, token, vocabulary]."""
+        count = len(logits)
+        batch = self._batches.setdefault(count, self.batch.repeated(count))
+        flat = logits.flatten(0, 1)
+        after, divergence = self.metric(flat, batch), kl(flat, self.intact.repeat(count, 1), batch)
+        return self.before - after.unflatten(0, (count, -1)), divergence.unflatten(0, (count, -1))

@@ -6,13 +6,16 @@ saturation. For a neuron or head with a zero reference, the sum over positions e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from attribution.capture import scored_logits, sites, tapped
-from attribution.causes.reference import Values
+from attribution.capture import Site, scored_logits, sites, tapped
+from attribution.causes.reference import Values, like
 from attribution.components import Components
 from attribution.metrics import Metric
+from attribution.models import Anatomy
 from attribution.samples import Batch
 
 
@@ -26,7 +29,7 @@ def first_order(components: Components, batch: Batch, values: Values, metric: Me
         metric: what to read.
 
     Returns:
-        Float [component, sample] in the order of `components.table`, metric units.
+        Float [component, sample] in the order of `components.table`, metric units, where the batch is.
     """
     parts = components.parts
     where = sites(parts)
@@ -34,18 +37,41 @@ def first_order(components: Components, batch: Batch, values: Values, metric: Me
         logits = scored_logits(parts, batch)
         total = metric(logits, batch).sum()
         gradients = torch.autograd.grad(total, [*(seen[site] for site in where), logits])
-    units = {"head": parts.heads, "neuron": parts.neurons}
+    products = {
+        site: (seen[site].detach() - like(values[site], seen[site]), gradient)
+        for site, gradient in zip(where, gradients, strict=False)
+    }
+    units = by_unit(parts, products).to(logits.device)
+    return torch.cat([units, of_rows(logits.detach(), gradients[-1], batch)])
+
+
+def by_unit(parts: Anatomy, products: Mapping[Site, tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum of products over positions and the features of each unit: Float [unit, sample], heads before neurons.
+
+    Args:
+        parts: of the model.
+        products: two factors at every site, each [sample, position, feature].
+    """
     found: dict[str, list[Tensor]] = {"head": [], "neuron": []}
-    for site, gradient in zip(where, gradients, strict=False):
-        found[site.kind].append(_by_unit(seen[site].detach() - values[site], gradient, units[site.kind]))
-    return torch.cat([*found["head"], *found["neuron"], _rows(logits.detach(), gradients[-1], batch)])
+    counts = {"head": parts.heads, "neuron": parts.neurons}
+    for site in sites(parts):
+        wide = torch.promote_types(products[site][1].dtype, torch.float32)  # half precision would round the sums
+        one, other = (factor.to(wide).unflatten(-1, (counts[site.kind], -1)) for factor in products[site])
+        found[site.kind].append(torch.einsum("btuf,btuf->ub", one, other))
+    device = found["head"][0].device
+    return torch.cat([each.to(device) for kind in found for each in found[kind]])
 
 
-def _by_unit(difference: Tensor, gradient: Tensor, units: int) -> Tensor:
-    """Sum of products over positions and the features of each unit: [unit, sample]."""
-    return torch.einsum("btuf,btuf->ub", difference.unflatten(-1, (units, -1)), gradient.unflatten(-1, (units, -1)))
+def of_rows(logits: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
+    """(logit - vocabulary mean) x gradient, summed over response tokens: Float [row, sample].
+
+    Args:
+        logits, gradient: Float [token, vocabulary].
+        batch: of the tokens.
+    """
+    return per_sample((logits - logits.mean(-1, keepdim=True)) * gradient, batch)
 
 
-def _rows(logits: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
-    products = (logits - logits.mean(-1, keepdim=True)) * gradient  # [token, vocabulary]
-    return products.new_zeros(len(batch), logits.shape[-1]).index_add(0, batch.sample_of, products).T
+def per_sample(values: Tensor, batch: Batch) -> Tensor:
+    """Sum over the response tokens of each sample: Float [row, sample], of Float [token, row]."""
+    return values.new_zeros(len(batch), values.shape[-1]).index_add(0, batch.sample_of, values).T

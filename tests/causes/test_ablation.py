@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-import attribution.causes
 from attribution.capture import sites
 from attribution.causes import ablate, ablation, attribute
+from attribution.causes import given as given_samples
 from attribution.components import Component, Components
 from attribution.metrics import log_odds
 from attribution.models import anatomy
@@ -196,7 +196,7 @@ def test_batches_give_the_same_as_one(tiny, tokenizer, samples, counterfactuals,
     expected = attribute(tiny("gpt2"), tokenizer, samples, **given)
     sets = {"some": EVERY[2:20]}
     jointly = ablate(tiny("gpt2"), tokenizer, samples, sets, reference=reference, counterfactuals=counterfactuals)
-    monkeypatch.setattr(attribution.causes, "BATCH_SIZE", size)
+    monkeypatch.setattr(given_samples, "BATCH_SIZE", size)
     found = attribute(tiny("gpt2"), tokenizer, samples, **given)
     agree(found.per_sample, expected.per_sample)
     assert found.passes == pytest.approx(expected.passes)

@@ -207,7 +207,7 @@ def test_batches_are_put_together(small, monkeypatch):
     model, tokenizer = small
     optimizer = SGD(model.parameters(), lr=1e-3)
     whole = forecast(model, tokenizer, WEIGHED, PROBES, optimizer, sets=SETS, top=3, reference="resample")
-    for module in ("attribution.updates.forecast", "attribution.causes"):
+    for module in ("attribution.updates.forecast", "attribution.causes.given"):
         monkeypatch.setattr(f"{module}.BATCH_SIZE", 2)
     parts = forecast(model, tokenizer, WEIGHED, PROBES, optimizer, sets=SETS, top=3, reference="resample")
     for frame in ("sets", "components", "probes"):

@@ -1,0 +1,82 @@
+"""What a question about causes is asked of: samples, checked and encoded, in batches with what replaces their activations.
+
+Knows samples and references; knows nothing about methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from attribution.causes.reference import REFERENCES, Reference, Values, at_sites, check_reference
+from attribution.errors import ModelError
+from attribution.metrics import Metric, check_scorable
+from attribution.models import Anatomy
+from attribution.samples import Batch, Encoded, Sample, batches, collate, encode
+
+BATCH_SIZE = 64  # samples of one pass
+
+
+@dataclass(frozen=True)
+class Given:
+    """Samples of one question, checked and encoded, and what their activations are replaced by."""
+
+    parts: Anatomy
+    samples: list[Encoded]
+    reference: str
+    counterfactuals: list[Encoded] | None
+
+    @classmethod
+    def encoded(
+        cls,
+        parts: Anatomy,
+        tokenizer: PreTrainedTokenizerBase,
+        samples: Sequence[Sample],
+        metric: Metric,
+        reference: str,
+        counterfactuals: Sequence[Sample] | None,
+        accepted: Sequence[str] = REFERENCES,
+    ) -> Given:
+        """Check and encode them. Raises as `attribute`."""
+        if any(parameter.is_meta for parameter in parts.model.parameters()):
+            raise ModelError("some of the model's weights are offloaded; open it where all of them fit in memory")
+        context = getattr(parts.model.config, "max_position_embeddings", None)
+        listed = encode(tokenizer, samples, context=context)
+        others = encode(tokenizer, counterfactuals, context=context) if counterfactuals else None
+        check_reference(reference, listed, others, accepted)
+        check_scorable(metric, batches(listed, BATCH_SIZE), parts.vocabulary)
+        return cls(parts, listed, reference, others)
+
+    @property
+    def weights(self) -> Tensor:
+        return torch.tensor([each.weight for each in self.samples], dtype=torch.float64)
+
+    def batches(self, progress: bool = False) -> Iterator[tuple[Batch, Reference]]:
+        """Batches, each with its references."""
+        device = next(self.parts.model.parameters()).device
+        others = self.counterfactuals or []
+        common = Reference(self.reference, batches(others, BATCH_SIZE, device))
+        places = range(0, len(self.samples), BATCH_SIZE)
+        for start in tqdm(places, disable=not progress, unit="batch", desc="attribution", leave=False):
+            batch = collate(self.samples[start : start + BATCH_SIZE], device)
+            if self.reference == "resample":
+                yield batch, Reference(self.reference, [collate(others[start : start + BATCH_SIZE], device)])
+            else:
+                yield batch, common
+
+    def with_values(self) -> Iterator[tuple[Batch, Values]]:
+        """Batches, each with the values that replace its activations at sites."""
+        for batch, reference in self.batches():
+            yield batch, reference.of("sites", at_sites(self.parts))
+
+
+def batches_with_values(
+    parts: Anatomy, encoded: Sequence[Encoded], reference: str, others: Sequence[Encoded] | None
+) -> Iterator[tuple[Batch, Values]]:
+    """Batches of encoded samples, each with the values that replace its activations; checked beforehand."""
+    return Given(parts, list(encoded), reference, list(others) if others else None).with_values()

@@ -1,0 +1,127 @@
+"""What must not matter (side of padding, one-token prompts, where layers are), what half precision adds, what is warned of."""
+
+import pytest
+import torch
+
+from attribution.causes import METHODS, attribute, floor
+from attribution.components import Component
+from attribution.errors import ConfigError, ModelError
+from attribution.models import anatomy
+from attribution.samples import Sample
+from attribution.worlds.build import word_tokenizer
+
+PATHS = [*((method, {}) for method in METHODS), ("ablation", {"path": "direct"}), ("gradient", {"queries": True})]
+IDS = [method + "".join(given) for method, given in PATHS]
+
+
+@pytest.mark.parametrize(("method", "given"), PATHS, ids=IDS)
+def test_the_side_of_padding_does_not_matter(tiny, samples, method, given):
+    tables = []
+    for side in ("left", "right"):
+        tokenizer = word_tokenizer([f"w{i}" for i in range(19)])
+        tokenizer.padding_side = side
+        tables.append(attribute(tiny("gpt2"), tokenizer, samples, method=method, **given).per_sample)
+    assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize(("method", "given"), PATHS, ids=IDS)
+def test_a_prompt_of_one_token_beside_longer_ones(tiny, tokenizer, samples, method, given, agree):
+    """The beginning token alone; its batch may be as long as you like."""
+    short = Sample(prompt="", response=" w4")
+    fine = {"method": method, "nodes": 40, **given}
+    alone = attribute(tiny("llama"), tokenizer, [short], **fine)
+    among = attribute(tiny("llama"), tokenizer, [*samples, short], **fine)
+    bound = 1e-5 if method in ("ablation", "gradient") else 2e-3
+    agree(among.per_sample[:, -1], alone.per_sample[:, 0], bound)
+
+
+def on(device_of):
+    """Layers on other devices, as accelerate would place them; its hooks carry activations over."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    for module in device_of:
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu", io_same_device=False))
+
+
+@pytest.mark.parametrize(("method", "given"), PATHS, ids=IDS)
+def test_a_model_placed_by_accelerate_reads_the_same(tiny, tokenizer, samples, method, given):
+    model = tiny("llama")
+    expected = attribute(model, tokenizer, samples, method=method, **given).per_sample
+    on([*model.model.layers, model.model.norm, model.lm_head])
+    assert hasattr(model.model.layers[0], "_hf_hook")
+    assert torch.equal(attribute(model, tokenizer, samples, method=method, **given).per_sample, expected)
+
+
+def test_offloaded_weights_are_refused(tiny, tokenizer, samples):
+    model = tiny("llama")
+    model.model.layers[1].to("meta")
+    with pytest.raises(ModelError, match="weights are offloaded; open it where all of them fit"):
+        attribute(model, tokenizer, samples)
+
+
+# Half precision
+
+
+@pytest.mark.parametrize(("method", "given"), PATHS, ids=IDS)
+def test_half_precision_comes_with_its_noise_floor(tiny, tokenizer, samples, method, given):
+    """The floor is of the size of the error that half precision really makes."""
+    heads = [Component("head", layer, head) for layer in (0, 1) for head in range(4)]
+    model = tiny("llama")
+    model.to(torch.bfloat16)
+    half = attribute(model, tokenizer, samples, method=method, components=heads, **given)
+    whole = attribute(model.float(), tokenizer, samples, method=method, components=heads, **given)  # of the same weights
+    error = (half.table["effect"] - whole.table["effect"]).abs().max()
+    assert whole.floor is None and half.floor is not None
+    assert error / 30 < half.floor < 30 * error and error < 0.3 * whole.table["effect"].abs().max() + 0.1
+    assert any("half precision" in each and f"{half.floor:.2g}" in each for each in half.caveats)
+
+
+def test_rounding_otherwise_moves_by_a_unit_in_the_last_place(tiny):
+    model = tiny("llama").to(torch.bfloat16)
+    parts, ids = anatomy(model), torch.arange(10).view(2, 5)
+    seen = []
+    model.model.layers[0].input_layernorm.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    model(input_ids=ids)
+    with floor.rounded_otherwise(parts):
+        model(input_ids=ids)
+        hooks = len(model.model.layers[0]._forward_pre_hooks)
+    moved = (seen[1].float() - seen[0].float()).abs() / seen[0].float().abs()
+    assert 0 < (moved > 0).float().mean() < 1 and moved.max() <= torch.finfo(torch.bfloat16).eps
+    assert len(model.model.layers[0]._forward_pre_hooks) == hooks - 1
+
+
+# Warnings and refusals
+
+
+def test_what_applies_is_said_and_nothing_else(tiny, tokenizer, samples):
+    even = samples[:1]
+    assert attribute(tiny("llama"), tokenizer, even, components=[]).caveats == ()
+    (told,) = attribute(tiny("llama"), tokenizer, samples, components=[]).caveats
+    assert told.startswith("responses differ in length, and log_odds grows with it")
+    (told,) = attribute(tiny("llama"), tokenizer, even, metric="log_prob", components=[]).caveats
+    assert told.startswith("log_prob saturates")
+    (told,) = attribute(tiny("olmo2"), tokenizer, even, method="gradient").caveats
+    assert "sum to nearly zero" in told and "rank within a layer only" in told
+    given = {"method": "gradient", "reference": "resample", "counterfactuals": even}
+    assert attribute(tiny("olmo2"), tokenizer, even, **given).caveats == ()
+
+
+def test_every_method_says_what_it_is_complete_for(tiny, tokenizer, samples):
+    told = {attribute(tiny("llama"), tokenizer, samples[:1], method=method, components=[], **given).complete
+            for method, given in PATHS}  # fmt: skip
+    assert len(told) == len(PATHS) - 1 and all(len(each) > 60 for each in told)  # queries change nothing about it
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"path": "indirect"}, "unknown path 'indirect'; expected total, direct"),
+        ({"method": "gradient", "path": "direct"}, "method 'gradient' has no direct path; use method=\"ablation\""),
+        ({"queries": True}, "method 'ablation' does not replace queries; use method=\"gradient\""),
+        ({"method": "integrated", "nodes": 0}, "0 nodes asked for; an integral takes at least 1"),
+        ({"reference": "vocabulary"}, "unknown reference 'vocabulary'; expected zero, mean, resample"),
+    ],
+)
+def test_options_that_a_method_does_not_have_are_refused(tiny, tokenizer, samples, given, message):
+    with pytest.raises(ConfigError, match=message):
+        attribute(tiny("llama"), tokenizer, samples, **given)
