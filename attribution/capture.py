@@ -1,7 +1,7 @@
-"""Run a batch and look inside it: logits at scored positions, taps on activations, edits of activations, replays.
+"""Run a batch and look inside it: logits at scored positions, taps on activations, edits of activations.
 
-Hooks live only inside the context managers of this file. Knows modules and batches; knows nothing about what a tap is
-read for or why an activation is edited.
+Hooks live only inside the context managers of this file and of `replay`. Knows modules and batches; knows nothing about
+what a tap is read for or why an activation is edited.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from attribution.models import Anatomy
@@ -173,119 +172,3 @@ def not_checkpointing(model: nn.Module) -> Iterator[None]:
     finally:
         for module in switched:
             module.gradient_checkpointing = True  # type: ignore[assignment]
-
-
-class _Reached(Exception):
-    """A pass came as far as it was wanted to."""
-
-    def __init__(self, value: Tensor):
-        self.value = value
-
-
-class Replay:
-    """One pass kept layer by layer, from any of which copies of the batch can be run on again.
-
-    A component's ablation changes nothing before its layer, so only the layers after it are run, for many ablations in
-    one batch; positions after the last scored one are not run at all, and in the last layer only keys and values are needed
-    elsewhere than at scored positions. No gradients.
-
-    Attributes:
-        scored: Bool [sample, position], up to the last scored position; all that follows has as many positions.
-        activations: Float [sample, position, feature] per site.
-        hidden: inputs of every layer, and of the final norm: [sample, position, width], depth + 1 of them.
-        logits: of the pass, at scored positions.
-    """
-
-    @torch.no_grad()
-    def __init__(self, parts: Anatomy, batch: Batch):
-        self.parts, self.batch = parts, batch
-        needed = int(batch.scored.any(0).nonzero().max()) + 1
-        self.scored = batch.scored[:, :needed]
-        self.hidden: list[Tensor] = []
-        self._calls: list[tuple[tuple, dict[str, Any]]] = []
-        handles = [layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in parts.layers]
-        handles.append(parts.final_norm.register_forward_pre_hook(lambda _module, args: self.hidden.append(args[0])))
-        try:
-            with tapped(parts, sites(parts)) as self.activations:
-                hidden = parts.model.base_model(input_ids=batch.ids[:, :needed], use_cache=False).last_hidden_state
-                self.logits = parts.unembed(hidden[self.scored.to(hidden.device)]).to(batch.ids.device)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @torch.no_grad()
-    def run(self, hidden: Tensor, first: int, edits: Mapping[nn.Module, Edit] | None = None) -> Tensor:
-        """Run copies of the batch from the input of layer `first` to the logits.
-
-        Args:
-            hidden: Float [copies * sample, position, width], copy after copy.
-            first: the first layer to run; the model's depth to run none.
-            edits: as `edited` takes them.
-
-        Returns:
-            Float [copies, token, vocabulary] at scored positions.
-        """
-        copies = len(hidden) // len(self.batch)
-        scored = self.scored.repeat(copies, 1)
-        with edited(edits or {}):
-            for number in range(first, self.parts.depth):
-                last = self._read_by_logits_alone(edits or {}) if number == self.parts.depth - 1 else ()
-                with only_at(last, scored):
-                    hidden = self._layer(number, hidden)
-        return self.read(hidden[scored.to(hidden.device)].unflatten(0, (copies, -1)))
-
-    @torch.no_grad()
-    def read(self, hidden: Tensor) -> Tensor:
-        """Logits [copies, token, vocabulary] from inputs of the final norm at scored positions, [copies, token, width]."""
-        return self.parts.unembed(self.parts.final_norm(hidden)).to(self.batch.ids.device)
-
-    @torch.no_grad()
-    def heads_with(self, layer: int, edits: Mapping[nn.Module, Edit], copies: int) -> Tensor:
-        """What the heads of a layer put out, [copies * sample, position, feature], when outputs inside it are edited.
-
-        Args:
-            layer: run from its input in the pass, and no further than to the attention's output linear.
-            edits: of outputs, as `rewritten` takes them.
-            copies: of the batch.
-        """
-
-        def stop(_module: nn.Module, args: tuple) -> None:
-            raise _Reached(args[0])
-
-        handle = self.parts.attention_out[layer].register_forward_pre_hook(stop)
-        try:
-            with rewritten(edits):
-                self._layer(layer, self.hidden[layer].repeat(copies, 1, 1))
-        except _Reached as reached:
-            return reached.value
-        finally:
-            handle.remove()
-        raise AssertionError("a layer ran without its attention's output linear")
-
-    def _layer(self, number: int, hidden: Tensor) -> Tensor:
-        copies = len(hidden) // len(self.batch)
-        args, kwargs = self._calls[number]
-        args, kwargs = [self._tiled(a, copies) for a in args], {k: self._tiled(v, copies) for k, v in kwargs.items()}
-        out = self.parts.layers[number](hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
-
-    def _read_by_logits_alone(self, edits: Mapping[nn.Module, Edit]) -> list[nn.Module]:
-        """Modules of the last layer whose output matters at scored positions alone, and of whose parts none is edited."""
-        parts, layer = self.parts, self.parts.depth - 1
-        mlp = parts.row.mlp_out.rpartition(".")[0]
-        queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
-        found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(mlp)]
-        return [module for module in found if module in edits or not any(part in edits for part in module.modules())]
-
-    def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        kwargs = dict(kwargs)
-        self.hidden.append(args[0] if args else kwargs.pop("hidden_states"))
-        self._calls.append((args[1:], kwargs))
-
-    def _tiled(self, value: Any, copies: int) -> Any:
-        """Repeat what has one entry per sample (masks, positions, rotations); leave the rest to broadcasting."""
-        if isinstance(value, tuple):
-            return tuple(self._tiled(item, copies) for item in value)
-        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(self.batch) > 1:
-            return value.repeat(copies, *[1] * (value.ndim - 1))
-        return value

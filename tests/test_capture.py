@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from attribution.capture import Replay, Site, edited, evaluating, scored_logits, sites, tapped
+from attribution.capture import Site, edited, evaluating, scored_logits, sites, tapped
 from attribution.models import anatomy, load
+from attribution.replay import Replay
 from attribution.samples import Encoded, collate
 
 UNEQUAL = ((1, 4, 7, 11, 5, 9), (1, 3, 3, 8), (1, 12, 20, 6, 10))

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.capture import Edit, Replay, Site, edited, scored_logits
+from attribution.capture import Edit, Site, edited, scored_logits
 from attribution.causes.cost import size
 from attribution.causes.reference import Values, like
 from attribution.components import Components
 from attribution.metrics import Metric, kl
 from attribution.models import Anatomy, output_weights
+from attribution.replay import Replay
 from attribution.samples import Batch
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory

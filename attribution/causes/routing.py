@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from attribution.architectures import Projection
-from attribution.capture import Edit, Replay, Site, scored_logits, tapped
+from attribution.capture import Edit, Site, scored_logits, tapped
 from attribution.causes.ablation import TOKENS_AT_ONCE
 from attribution.causes.reference import like
 from attribution.components import Components
 from attribution.metrics import Metric
 from attribution.models import Anatomy
+from attribution.replay import Replay
 from attribution.samples import Batch
 
 PARTS = {"queries": "q", "keys": "k"}

@@ -4,10 +4,11 @@ import nnsight
 import pytest
 import torch
 
-from attribution.capture import Replay, Site, only_at, rewritten, scored_logits, sites, streamed, tapped
+from attribution.capture import Site, only_at, rewritten, scored_logits, sites, streamed, tapped
 from attribution.causes import attribute
 from attribution.metrics import log_odds
 from attribution.models import anatomy
+from attribution.replay import Replay
 from attribution.samples import collate, encode
 
 OUT = {
