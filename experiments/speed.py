@@ -7,9 +7,10 @@ budget is judged by the median. About ten minutes on one idle core with OMP_NUM_
 A step is forward, backward, clipping and AdamW. The recorder ablates heads alone and at both ends alone, outside the steps
 timed, does not run the batch again, and writes neurons and rows in part, as it does by default for large models. A step is
 refined where two gradients do not give its shares to 1 %; that takes further passes, and the row holds the other steps. Rows
-go to disk every fifteen seconds, within a step. First-order causes stand against forward and backward of the same metric on the
-same prompts. Memory is the bytes of tensors alive, counted one by one, beyond those of the same steps without a recorder;
-with few tokens no activations hide the peak. Rows that wait to be written are not in it.
+go to disk every fifteen seconds, within a step. First-order causes stand against forward and backward of the same metric on
+the same prompts, and beside the same numbers from captum, nnsight and (`pip install "attribution[bench]"`) TransformerLens.
+Memory is the bytes of tensors alive, counted one by one, beyond those of the same steps without a recorder; with few tokens no
+activations hide the peak. Rows that wait to be written are not in it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -43,7 +45,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from attribution.capture import evaluating, scored_logits
 from attribution.causes import BATCH_SIZE, attribute
 from attribution.causes.gradient import first_order
-from attribution.causes.reference import zeros
+from attribution.causes.integrated import NODES
+from attribution.causes.reference import VOCABULARY, Reference, zeros
 from attribution.components import Components
 from attribution.metrics import METRICS
 from attribution.models import load
@@ -53,6 +56,7 @@ from attribution.updates.provenance import versions
 from attribution.updates.recorder import ALL_UP_TO, Recorder
 from attribution.worlds import planted
 from attribution.worlds.build import word_tokenizer
+from experiments.peers import conductance_by_captum, first_order_by
 
 RANDOM = "random"
 LLAMA = {
@@ -65,7 +69,8 @@ SPARSE: dict[str, Any] = {"everything": False, "batch_after": False}  # the defa
 FULL = {"everything": True, "batch_after": True}  # and of small ones
 LEAST_SECONDS = 15.0  # of a comparison: quick ones take more turns than asked for
 LOOPED_UP_TO, LOOPED = 5_000_000, 64  # parameters; of a larger model so many components are timed
-CLOSE = 1e-5  # nats, between the fast ablation and the loop
+CONDUCTANCE_TURNS = 3  # they are long
+CLOSE = 1e-5  # nats, between the fast ablation and the loop; of the largest, between first-order causes
 # Bytes, × those of the parameters: the weights before the step; with a probe set its gradient too, and while shares are refined
 # the weights after the step. Slack is for what grows with components and tokens read.
 MEMORY = {"no probes": {"held": 1, "at the peak": 1}, "one probe set": {"held": 2, "at the peak": 3}}
@@ -150,7 +155,7 @@ def random_llama(device: str) -> Subject:
 
 def measure(subject: Subject, repeats: int) -> list[Row]:
     """Every row that is measured on a model."""
-    parts = (step_rows, first_order_rows, ablation_rows, memory_rows)
+    parts = (step_rows, first_order_rows, conductance_rows, ablation_rows, memory_rows)
     return [row for part in parts for row in part(subject, repeats)]
 
 
@@ -234,12 +239,52 @@ def first_order_rows(subject: Subject, repeats: int) -> list[Row]:
         "taps": lambda: [first_order(index, batch, values, metric) for batch in found],
         "gradients": lambda: index.first_order(index.gradients(total())),
     }
+    peers = first_order_by(index, subject.tokenizer, metric)
+    turns |= {name: lambda peer=peer: peer(found) for name, peer in peers.items()}
     with evaluating(index.parts.model), index.untied():
         seconds = interleaved(turns, repeats)
-    taps, gradients = (np.divide(seconds[name], seconds["floor"]) for name in ("taps", "gradients"))
+        ours = torch.cat([first_order(index, batch, values, metric) for batch in found], dim=1)
+    ratios = {name: np.divide(seconds[name], seconds["floor"]) for name in turns}
+    rows = [
+        ratio_row("first-order causes of each sample, by taps", ratios["taps"], "≤ 1.15", tokens),
+        ratio_row("first-order causes of all samples together, ⟨W, ∇W⟩", ratios["gradients"], "≤ 1.15", tokens),
+    ]
+    for name, peer in peers.items():
+        theirs = peer(found)
+        apart = ((theirs - ours[: len(theirs)]).abs().max() / theirs.abs().max()).item()
+        assert apart <= CLOSE, f"{name} finds other causes: {apart:.1e} of the largest apart"
+        rows.append(ratio_row(f"the same by {name}", ratios[name], notes=f"heads and neurons; at most {apart:.0e} apart"))
+    return rows
+
+
+def conductance_rows(subject: Subject, repeats: int) -> list[Row]:
+    """Conductance of all layers, and captum's of one layer after the other, against forward and backward."""
+    samples, index, metric = subject.probed[: subject.few], Components(subject.model), METRICS[METRIC]
+    batch, found = subject.batch(samples), {}
+    start = Reference(VOCABULARY).of_embeddings(index.parts)
+
+    def floor() -> None:
+        index.parts.model.zero_grad()
+        metric(scored_logits(index.parts, batch), batch).sum().backward()
+
+    def ours() -> None:
+        found["ours"] = attribute(subject.model, subject.tokenizer, samples, method="conductance", metric=METRIC)
+
+    def captum() -> None:
+        found["captum"] = conductance_by_captum(index, batch, start, metric, NODES)
+
+    seconds = interleaved({"floor": floor, "ours": ours, "captum": captum}, min(repeats, CONDUCTANCE_TURNS))
+    index.parts.model.zero_grad()
+    change = float(found["ours"].sums["change"].abs().mean())
+    theirs = found["captum"].sum(1).cpu()
+    mine = found["ours"].per_sample[: len(theirs)].sum(1)
+    apart, order = (theirs - mine).abs().max() / mine.abs().max(), spearmanr(theirs, mine).statistic
+    passes = f"{found['ours'].passes:.0f} passes, residual {abs(found['ours'].residual) / change:.1e} of the change"
+    notes = f"{NODES} first-order steps for each site; {apart:.2f} of the largest apart from ours, rank correlation {order:.2f}"
+    ratios = {name: np.divide(seconds[name], seconds["floor"]) for name in ("ours", "captum")}
     return [
-        ratio_row("first-order causes of each sample, by taps", taps, "≤ 1.15", tokens),
-        ratio_row("first-order causes of all samples together, ⟨W, ∇W⟩", gradients, "≤ 1.15", tokens),
+        ratio_row("conductance of all layers together", ratios["ours"], notes=f"{subject.tokens(samples)}; {passes}"),
+        ratio_row("the same by captum LayerConductance", ratios["captum"], notes=notes),
     ]
 
 

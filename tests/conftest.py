@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from attribution.architectures import ARCHITECTURES
 from attribution.models import load
+from attribution.samples import Sample, write_samples
+from attribution.worlds import planted as grammar
 from attribution.worlds.build import word_tokenizer
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
@@ -102,3 +104,15 @@ def _norm_in_float64(model: torch.nn.Module) -> None:
             norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
             norm.weight = module.weight
             model.set_submodule(path, norm)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Files of training samples and of two probe sets."""
+    folder = tmp_path_factory.mktemp("data")
+    sets = {
+        "train": grammar.prompts(12, 1, problems=grammar.TRAINING),
+        "conflict": grammar.prompts(6, 2, star="conflict"),
+        "agree": grammar.prompts(6, 3, star="agree"),
+    }
+    return {name: str(write_samples(folder / f"{name}.jsonl", [Sample(**row) for row in rows])) for name, rows in sets.items()}

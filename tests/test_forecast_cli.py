@@ -13,23 +13,9 @@ from attribution.recipes.sft import SFT
 from attribution.reports.forecast import show
 from attribution.runs import RunConfig, run
 from attribution.runs.forecast import forecast_of
-from attribution.samples import Sample, write_samples
 from attribution.updates.forecast import Forecast
-from attribution.worlds import planted as grammar
 
 SETTINGS = ["--training.max-steps", "2", "--training.batch-size", "12", "--training.learning-rate", "1e-4"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Files of training samples and of two probe sets, and a folder where nothing else is."""
-    folder = tmp_path_factory.mktemp("forecasts")
-    sets = {
-        "train": grammar.prompts(12, 1, problems=grammar.TRAINING),
-        "conflict": grammar.prompts(6, 2, star="conflict"),
-        "agree": grammar.prompts(6, 3, star="agree"),
-    }
-    return {name: str(write_samples(folder / f"{name}.jsonl", [Sample(**row) for row in rows])) for name, rows in sets.items()}
 
 
 def flags(data, *further: str) -> list[str]:

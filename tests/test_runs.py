@@ -20,18 +20,6 @@ from attribution.updates.callback import RecorderCallback
 from attribution.worlds import planted as grammar
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Files of training samples and of two probe sets."""
-    folder = tmp_path_factory.mktemp("data")
-    sets = {
-        "train": grammar.prompts(12, 1, problems=grammar.TRAINING),
-        "conflict": grammar.prompts(6, 2, star="conflict"),
-        "agree": grammar.prompts(6, 3, star="agree"),
-    }
-    return {name: str(write_samples(folder / f"{name}.jsonl", [Sample(**row) for row in rows])) for name, rows in sets.items()}
-
-
 def config_of(data, **changes) -> RunConfig:
     settings = {"data": data["train"], "probes": (data["conflict"], data["agree"]), "milestones": "ends",
                 "training": SFT(max_steps=2, batch_size=6, learning_rate=1e-3)}  # fmt: skip

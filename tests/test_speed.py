@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from attribution.causes import attribute
+from attribution.components import Components
+from attribution.metrics import METRICS
 from attribution.samples import Sample
 from attribution.worlds.build import word_tokenizer
 from experiments import speed
+from experiments.peers import conductance_by_captum
 
 WORDS = [*"abcdefghijklmnopqrs"]  # with the four special tokens, as many as the tiny models know
 
@@ -88,11 +92,31 @@ def test_a_tiny_run_fills_every_row(subject, monkeypatch, tmp_path):
     text = (tmp_path / "results" / "speed.md").read_text()
     for what in (
         "bare training step", "recorder without probes", "one probe set as large", "batch run again", "by taps", "⟨W, ∇W⟩",
+        "captum LayerGradientXActivation", "nnsight, all sites", "conductance of all layers", "captum LayerConductance",
         "all 48: ", "memory held, no probes", "memory at the peak, one probe set", "`attribution --help`", "default study",
     ):  # fmt: skip
         assert text.count(what) == 1, what
     assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
     assert all(parameter.grad is None for parameter in subject.model.parameters())
+
+
+def test_a_library_that_finds_other_causes_stops_the_run(subject, monkeypatch):
+    true = speed.first_order_by
+    off = lambda *args: {name: lambda found, one=one: 1.001 * one(found) for name, one in true(*args).items()}  # noqa: E731
+    monkeypatch.setattr(speed, "first_order_by", off)
+    with pytest.raises(AssertionError, match="captum LayerGradientXActivation finds other causes"):
+        speed.first_order_rows(subject, repeats=1)
+
+
+def test_captum_comes_close_where_its_steps_are_many(subject):
+    samples, index = subject.probed, Components(subject.model)
+    ours = attribute(subject.model, subject.tokenizer, samples, method="conductance", metric=speed.METRIC).per_sample
+    start, metric = subject.model.get_input_embeddings().weight.detach().mean(0), METRICS[speed.METRIC]
+    off = {}
+    for steps in (10, 160):
+        theirs = conductance_by_captum(index, subject.batch(samples), start, metric, steps)
+        off[steps] = ((theirs - ours[: len(theirs)]).abs().max() / theirs.abs().max()).item()
+    assert off[160] < off[10] / 8 < 0.1  # its steps are first order
 
 
 def test_of_a_large_model_some_are_timed_and_the_row_says_so(subject, monkeypatch):

@@ -9,7 +9,6 @@ Imports neither torch nor a trainer; a recipe's own file does so inside `build`.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attribution.errors import ConfigError
+from attribution.recipes.files import defined
 
 if TYPE_CHECKING:
     from attribution.mechanisms import Mechanisms
@@ -166,7 +166,7 @@ def recipe_named(name: str) -> type[Recipe]:
     if name in BUILT_IN:
         return _imported(name, BUILT_IN[name])
     if ".py:" in name:
-        return _from_file(name)
+        return _checked(name, defined(name, "recipe"))
     for point in entry_points(group=GROUP):
         if point.name == name:
             return _checked(name, point.load())
@@ -176,24 +176,6 @@ def recipe_named(name: str) -> type[Recipe]:
 def _imported(name: str, target: str) -> type[Recipe]:
     module, _, attribute = target.partition(":")
     return _checked(name, getattr(importlib.import_module(module), attribute))
-
-
-def _from_file(name: str) -> type[Recipe]:
-    path, _, attribute = name.rpartition(":")
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"there is no recipe file {path}; name it as path/to/file.py:Name")
-    spec = importlib.util.spec_from_file_location(f"attribution_recipe_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} cannot be imported as a recipe file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: whatever it raises is theirs to read
-        raise ConfigError(f"recipe file {path} fails on import ({type(error).__name__}: {error})") from error
-    if not hasattr(module, attribute):
-        raise ConfigError(f"{path} defines no {attribute!r}; name the recipe's class after the colon")
-    return _checked(name, getattr(module, attribute))
 
 
 def _checked(name: str, recipe: Any) -> type[Recipe]:

@@ -7,15 +7,14 @@ and runs with the user's rights. Imports no torch.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from attribution.errors import ConfigError, RewardError
+from attribution.recipes.files import defined
 
 LARGEST = 3e38  # trainers compute in float32
 Control = Literal["none", "random_reward", "flipped_reward", "shuffled_advantage"]
@@ -40,17 +39,9 @@ def reward_named(name: str) -> Callable[..., Sequence[float | None]]:
     path, colon, attribute = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         raise ConfigError(f"unknown reward {name!r}; expected {', '.join(BUILT_IN)}, or path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"attribution_reward_{Path(path).stem}", path)
-    if not Path(path).is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"there is no reward file {path}; name it as path/to/file.py:function")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: whatever it raises is theirs to read
-        raise ConfigError(f"reward file {path} fails on import ({type(error).__name__}: {error})") from error
-    found = getattr(module, attribute, None)
+    found = defined(name, "reward")
     if not inspect.isroutine(found) or inspect.iscoroutinefunction(found):
-        raise ConfigError(f"{path} defines no plain function {attribute!r}; name one after the colon")
+        raise ConfigError(f"{attribute!r} of {path} is no plain function; name one after the colon")
     return found
 
 
