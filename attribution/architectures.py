@@ -64,12 +64,30 @@ _LLAMA = Architecture(
     final_norm="model.norm",
 )
 
+_POST_NORMS = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
+
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "olmo2": replace(_LLAMA, attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm"),
+    "olmo2": replace(_LLAMA, **_POST_NORMS),
+    "gemma2": replace(_LLAMA, **_POST_NORMS),
+    "gemma3_text": replace(_LLAMA, **_POST_NORMS),
+    "phi": replace(
+        _LLAMA,
+        attention_out="self_attn.dense",
+        mlp_out="mlp.fc2",
+        projections=(*_LLAMA.projections[:3], Projection("mlp.fc1", ("up",))),
+        final_norm="model.final_layernorm",
+    ),
+    "phi3": replace(
+        _LLAMA,
+        projections=(
+            Projection("self_attn.qkv_proj", ("q", "k", "v")),
+            Projection("mlp.gate_up_proj", ("gate", "up")),
+        ),
+    ),
     "gpt2": Architecture(
         layers="transformer.h",
         attention_out="attn.c_proj",
@@ -80,5 +98,27 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         final_norm="transformer.ln_f",
         transposed=True,
+    ),
+    "gpt_neo": Architecture(
+        layers="transformer.h",
+        attention_out="attn.attention.out_proj",
+        mlp_out="mlp.c_proj",
+        projections=(
+            Projection("attn.attention.q_proj", ("q",)),
+            Projection("attn.attention.k_proj", ("k",)),
+            Projection("attn.attention.v_proj", ("v",)),
+            Projection("mlp.c_fc", ("up",)),
+        ),
+        final_norm="transformer.ln_f",
+    ),
+    "gpt_neox": Architecture(
+        layers="gpt_neox.layers",
+        attention_out="attention.dense",
+        mlp_out="mlp.dense_4h_to_h",
+        projections=(
+            Projection("attention.query_key_value", ("q", "k", "v"), per_head=True),
+            Projection("mlp.dense_h_to_4h", ("up",)),
+        ),
+        final_norm="gpt_neox.final_layer_norm",
     ),
 }

@@ -265,18 +265,13 @@ class Components:
         for number, layer in enumerate(self.parts.layers):
             layer_of.update(dict.fromkeys(layer.modules(), number))
         for path, module in self.parts.model.named_modules():
-            for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            for attribute, _ in module.named_parameters(recurse=False, remove_duplicate=False):
                 name = f"{path}.{attribute}" if path else attribute
                 if attribute != "weight" or module not in claims:
                     group = self._remainder_group(layer_of.get(module, -1), self._remainder_name(module, attribute))
                     yield Use(name, module, attribute, None, torch.tensor([group]), False)
                     continue
                 axis, owners, output = claims[module]
-                if len(owners) != parameter.shape[axis]:
-                    raise ConfigError(
-                        f"{name} has {parameter.shape[axis]} features along axis {axis}, its architecture row accounts for "
-                        f"{len(owners)}; correct the row in attribution/architectures.py"
-                    )
                 yield Use(name, module, attribute, axis, owners, output)
 
     def _claims(self) -> Iterator[tuple[nn.Module, tuple[int, Tensor, bool]]]:
@@ -287,22 +282,21 @@ class Components:
             yield p.attention_out[layer], (writes, self._ids("head", "writing", layer).repeat_interleave(p.head_dim), True)
             yield p.mlp_out[layer], (writes, self._ids("neuron", "writing", layer), True)
             for projection in p.row.projections:
-                pieces = [self._feature_owners(part, layer) for part in projection.parts]
-                if projection.per_head:
-                    pieces = [torch.cat([piece.view(p.heads, -1) for piece in pieces], dim=1).flatten()]
-                yield p.projection(layer, projection), (reads, torch.cat(pieces), False)
+                part_of, unit_of = p.owners(projection)
+                owners = torch.zeros_like(unit_of)
+                for place, part in enumerate(projection.parts):
+                    here = part_of == place
+                    owners[here] = self._owners(part, layer)[unit_of[here]]
+                yield p.projection(layer, projection), (reads, owners, False)
         yield p.unembedding, (0, self._ids("row", "writing", 0), True)
 
-    def _feature_owners(self, part: str, layer: int) -> Tensor:
-        p = self.parts
+    def _owners(self, part: str, layer: int) -> Tensor:
+        """Group of each head, key and value head, or neuron that owns a part."""
         if part == "q":
-            return self._ids("head", "routing", layer).repeat_interleave(p.head_dim)
-        if part in ("k", "v"):
-            group = self._remainder_group(layer, {"k": "keys", "v": "values"}[part])
-            return torch.full((p.kv_heads * p.head_dim,), group)
+            return self._ids("head", "routing", layer)
         if part in ("gate", "up"):
             return self._ids("neuron", "gating", layer)
-        raise ConfigError(f"unknown part {part!r} in an architecture row; expected q, k, v, gate, up")
+        return torch.full((self.parts.kv_heads,), self._remainder_group(layer, {"k": "keys", "v": "values"}[part]))
 
     def _ids(self, kind: str, part: str, layer: int) -> Tensor:
         count = {"head": self.parts.heads, "neuron": self.parts.neurons, "row": self.parts.vocabulary}[kind]

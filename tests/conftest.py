@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import eager_mask
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from attribution.architectures import ARCHITECTURES
 from attribution.models import load
@@ -23,7 +27,12 @@ _COMMON = {
     "num_attention_heads": HEADS, "max_position_embeddings": 32, "initializer_range": 0.3,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-# Grouped queries with heads wider than d / H; one key and value head per head; a single one; biases; fused and transposed.
+# Grouped queries with heads wider than d / H; one key and value head per head; a single one; biases; fused and transposed;
+# soft caps low enough to bend; a window shorter than the samples in one of two layers; parallel branches.
+_GEMMA = {
+    **_COMMON, "num_key_value_heads": 2, "head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
 TINY = {
     "llama": {**_COMMON, "num_key_value_heads": 2, "head_dim": 6},
     "mistral": {**_COMMON, "num_key_value_heads": 4},
@@ -34,6 +43,16 @@ TINY = {
         "vocab_size": VOCABULARY, "n_embd": WIDTH, "n_inner": NEURONS, "n_layer": DEPTH, "n_head": HEADS, "n_positions": 32,
         "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2,
     },
+    "gpt_neo": {
+        "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": NEURONS, "num_layers": DEPTH, "num_heads": HEADS,
+        "attention_types": [[["global", "local"], 1]], "window_size": 4, "max_position_embeddings": 32,
+        "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "gpt_neox": {**_COMMON, "rotary_pct": 0.5},
+    "gemma2": {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 5.0},
+    "gemma3_text": _GEMMA,
+    "phi": _COMMON,
+    "phi3": {**_COMMON, "num_key_value_heads": 2},
 }  # fmt: skip
 
 
@@ -60,7 +79,7 @@ def stories() -> Path:
 def tiny() -> Callable[..., PreTrainedModel]:
     """Build a tiny random model of a family, in eval mode: `tiny("gpt2", tied=True)`. Yours to change.
 
-    In float64 it computes in float64 throughout; transformers' own RMS norms round to float32.
+    In float64 it computes in float64 throughout, where transformers' own code rounds to float32.
     """
 
     def build(family: str, tied: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -72,7 +91,7 @@ def tiny() -> Callable[..., PreTrainedModel]:
                 for parameter in model.parameters():  # biases start at 0 and norms at 1, where mistakes hide
                     parameter.add_(0.1 * torch.randn_like(parameter))
         if dtype == torch.float64:
-            _norm_in_float64(model)
+            _in_float64(model)
         return model.to(dtype).eval()
 
     return build
@@ -98,12 +117,39 @@ def folder(tiny, tmp_path) -> Path:
     return path
 
 
-def _norm_in_float64(model: torch.nn.Module) -> None:
+def _in_float64(model: torch.nn.Module) -> None:
+    """Take out what transformers rounds to float32: RMS norms, and the attention of GPT-Neo and Gemma 2."""
     for path, module in list(model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
-            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=getattr(module, "variance_epsilon", None) or module.eps)
             norm.weight = module.weight
+            if "Gemma" in type(module).__name__:  # its scale is 1 + weight
+                norm.register_forward_hook(lambda norm, args, _out: _gemma_norm(norm, *args))
             model.set_submodule(path, norm)
+        if isinstance(module, GPTNeoSelfAttention):
+            module._attn = partial(_neo_attention, module)
+    if model.config._attn_implementation == "eager" and model.config.model_type == "gemma2":
+        AttentionInterface.register("unrounded", _gemma_attention)
+        AttentionMaskInterface.register("unrounded", eager_mask)
+        model.set_attn_implementation("unrounded")
+
+
+def _gemma_norm(norm: torch.nn.RMSNorm, hidden: Tensor) -> Tensor:
+    return hidden * (hidden.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * (1 + norm.weight)
+
+
+def _neo_attention(module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    scores = query @ key.mT
+    scores = scores.masked_fill(~module.bias[:, :, : scores.shape[-2], : scores.shape[-1]], -torch.inf)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    return weights @ value, weights
+
+
+def _gemma_attention(module, query, key, value, mask, scaling, softcap, **_unused) -> tuple[Tensor, Tensor]:
+    groups = module.num_key_value_groups
+    scores = softcap * torch.tanh(query @ key.repeat_interleave(groups, 1).mT * scaling / softcap)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    return (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous(), weights
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,16 @@
 """Every row describes its family, and a wrong row is refuted."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from attribution.architectures import ARCHITECTURES, Projection
 from attribution.components import Components
-from attribution.errors import ConfigError, ModelError
+from attribution.errors import ModelError
 from attribution.models import IDENTITY_TOLERANCE, check
 
 
@@ -40,9 +42,44 @@ WRONG = {
     "another final norm": ("llama", {"final_norm": "model.layers.1.post_attention_layernorm"}),
     "a first norm as final": ("gpt2", {"final_norm": "transformer.h.0.ln_1"}),
     "an embedding as final norm": ("llama", {"final_norm": "model.embed_tokens"}),
+    "no norm after attention": ("gemma2", {"attention_post_norm": None}),
+    "no norm after the mlp": ("gemma3_text", {"mlp_post_norm": None}),
+    "norms after the branches swapped": ("gemma2", {
+        "attention_post_norm": "post_feedforward_layernorm", "mlp_post_norm": "post_attention_layernorm",
+    }),
+    "the norm before the mlp as one after it": ("gemma3_text", {"mlp_post_norm": "pre_feedforward_layernorm"}),
+    "a norm after parallel attention": ("gpt_neox", {"attention_post_norm": "post_attention_layernorm"}),
+    "the one norm of parallel branches after them": ("phi", {"mlp_post_norm": "input_layernorm"}),
+    "heads from a wrapper": ("gpt_neo", {"attention_out": "attn.attention"}),
+    "weights of GPT-Neo as those of GPT-2": ("gpt_neo", {"transposed": True}),
+    "heads from what parallel attention reads": ("gpt_neox", {"attention_out": "attention.query_key_value"}),
+    "neurons from the fused gate": ("phi3", {"mlp_out": "mlp.gate_up_proj"}),
+    "heads of Phi by the name of Llama": ("phi", {"attention_out": "self_attn.o_proj"}),
     "no such layers": ("llama", {"layers": "transformer.h"}),
     "layers that are no list": ("llama", {"layers": "model"}),
 }  # fmt: skip
+
+
+FUSED = {
+    "gpt2": ("attn.c_attn", "q k v", False), "gpt_neox": ("attention.query_key_value", "q k v", True),
+    "phi3": ("self_attn.qkv_proj", "q k v", False),
+}  # fmt: skip
+for family, (fused, right, per_head) in FUSED.items():
+    for order in itertools.permutations(right.split()):
+        for repeats in (False, True):
+            if (" ".join(order), repeats) != (right, per_head) and not (family == "phi3" and repeats):
+                name = f"{family}: {', '.join(order)} {'for each head' if repeats else 'in blocks'}"
+                WRONG[name] = (family, {"projections": (Projection(fused, order, repeats),)})
+WRONG |= {
+    f"{family}: {part} as {other}": (family, {"projections": (Projection(path.format(part), (other,)),)})
+    for family, path in (("qwen3", "self_attn.{}_proj"), ("gemma3_text", "self_attn.{}_proj"),
+                         ("phi", "self_attn.{}_proj"), ("gpt_neo", "attn.attention.{}_proj"), ("olmo2", "self_attn.{}_proj"))
+    for part, other in itertools.permutations("qkv", 2)
+}  # fmt: skip
+WRONG |= {
+    "keys and values of grouped heads swapped": ("phi3", {"projections": (Projection("self_attn.qkv_proj", ("q", "v", "k")),)}),
+    "gates and inputs in turn": ("phi3", {"projections": (Projection("mlp.gate_up_proj", ("gate", "up"), True),)}),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -56,11 +93,22 @@ def test_a_wrong_row_is_refuted(monkeypatch, tiny, name):
     assert hooks(model) == 0
 
 
+def test_gate_and_up_may_change_places(monkeypatch, tiny):
+    """Both belong to the neuron whatever their order, so no result depends on it and nothing refutes it."""
+    model = tiny("phi3")
+    right = Components(model).reduce(lambda use: use.parameter.detach())
+    fused = Projection("mlp.gate_up_proj", ("up", "gate"))
+    row = dataclasses.replace(ARCHITECTURES["phi3"], projections=(ARCHITECTURES["phi3"].projections[0], fused))
+    monkeypatch.setitem(ARCHITECTURES, "phi3", row)
+    check(model)
+    assert torch.equal(Components(model).reduce(lambda use: use.parameter.detach()), right)
+
+
 @pytest.mark.parametrize("parts", [("q", "k"), ("q", "k", "v", "v"), ("gate",), ("q", "k", "w")])
 def test_projections_that_do_not_add_up_are_refused(monkeypatch, tiny, parts):
     row = dataclasses.replace(ARCHITECTURES["gpt2"], projections=(Projection("attn.c_attn", parts),))
     monkeypatch.setitem(ARCHITECTURES, "gpt2", row)
-    with pytest.raises(ConfigError, match=r"architectures\.py|unknown part 'w'"):
+    with pytest.raises(ModelError, match=r"architectures\.py|unknown part 'w'"):
         Components(tiny("gpt2"))
 
 

@@ -110,11 +110,5 @@ def _replace(owned: list[Tensor], value: Tensor) -> Edit:
 def _features(parts: Anatomy, projection: Projection, part: str, head: int) -> Tensor:
     """Int: the output features of a projection that are this head's queries, or the keys that it reads."""
     mine = head if part == "q" else head * parts.kv_heads // parts.heads
-    labels = []
-    for each in projection.parts:
-        count = {"q": parts.heads, "k": parts.kv_heads, "v": parts.kv_heads}[each]
-        owner = torch.arange(count) if each == part else torch.full((count,), -1)
-        labels.append(owner.repeat_interleave(parts.head_dim))
-    if projection.per_head:
-        labels = [torch.cat([each.view(parts.heads, -1) for each in labels], dim=1).flatten()]
-    return (torch.cat(labels) == mine).nonzero().flatten()
+    part_of, unit_of = parts.owners(projection)
+    return ((part_of == projection.parts.index(part)) & (unit_of == mine)).nonzero().flatten()

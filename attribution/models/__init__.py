@@ -1,0 +1,151 @@
+"""Open a causal language model; `anatomy` resolves its row of `architectures` to modules, `identities` refutes a wrong row.
+
+Knows where models are kept and how they open; knows nothing about samples, training or attribution.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from attribution.errors import ConfigError, ModelError
+from attribution.models.anatomy import Anatomy, anatomy, output_weights, row_of
+from attribution.models.identities import IDENTITY_TOLERANCE, check
+
+EMBEDDED = Path(__file__).parents[1] / "worlds" / "data"
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Loaded(NamedTuple):
+    """What `load` returns; unpacks as `model, tokenizer`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle: bool = False) -> Loaded:
+    """Open a causal language model and its tokenizer, checked and in eval mode.
+
+    Args:
+        name: an embedded model (`embedded()` lists them), a local folder, or a hub id.
+        dtype: torch dtype name of the weights.
+        device: torch device.
+        allow_pickle: also accept weights stored as pickles, which can run code when opened.
+
+    Raises:
+        ModelError: nothing there, weights not in safetensors, unknown architecture, not a causal LM, or the model
+            does not behave as its row in `architectures` says.
+        ConfigError: no such dtype, or no such device here.
+    """
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(f"unknown dtype {dtype!r}; expected a torch dtype such as float32 or bfloat16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {device!r} cannot be used: {_first_line(error)}; expected cpu, or cuda where there is one"
+        ) from None
+    try:
+        source = locate(name)
+    except (OSError, RuntimeError) as error:  # a name too long for the file system, a home that is not there
+        raise ModelError(f"model {name!r} cannot be looked for: {_first_line(error)}; name a folder or a hub id") from None
+    config = _config(name, source)
+    if isinstance(source, Path):
+        _check_weights(source, allow_pickle)
+    try:
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model, info = opened
+    except Exception as error:  # a damaged file makes safetensors, tokenizers and transformers raise almost anything
+        raise ModelError(f"model {name!r} cannot be opened: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {name!r} lacks weights of a causal language model (missing: {', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}); name a folder saved from a …ForCausalLM model"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of model {name!r} cannot be opened; save one beside the weights with save_pretrained"
+        ) from error
+    model.to(device).eval()
+    check(model)
+    return Loaded(model, tokenizer)
+
+
+def embedded() -> list[str]:
+    """Names of the models shipped with the package; a world's first model also answers to the world's bare name."""
+    return sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in EMBEDDED.glob("*/*/config.json"))
+
+
+def locate(name: str) -> Path | str:
+    """Folder of an embedded or local model, or the hub id unchanged."""
+    inside = EMBEDDED / name
+    if not Path(name).is_absolute() and ".." not in Path(name).parts:
+        if (inside / "config.json").is_file():
+            return inside
+        first = sorted(inside.glob("*/config.json"))
+        if first:
+            return first[0].parent
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} holds no config.json; name a folder written by save_pretrained")
+        return folder
+    looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
+    if looks_local or folder.exists():
+        raise ModelError(f"no model folder at {name}; embedded models: {', '.join(embedded())}")
+    return name
+
+
+def _config(name: str, source: Path | str):
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # an invalid value raises types of transformers' own
+        raise ModelError(
+            f"model {name!r} cannot be opened: {_first_line(error)}; expected an embedded model "
+            f"({', '.join(embedded())}), a folder or a hub id"
+        ) from error
+    declared = config.architectures or []
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if causal is None or (declared and causal not in declared):
+        what = ", ".join(declared) or config.model_type
+        raise ModelError(
+            f"model {name!r} is not a causal language model ({what}); name one whose class is …ForCausalLM or …LMHeadModel"
+        )
+    row_of(config.model_type)
+    return config
+
+
+def _check_weights(folder: Path, allow_pickle: bool) -> None:
+    if list(folder.glob("*.safetensors")):
+        return
+    pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+    if not pickles:
+        raise ModelError(f"{folder} holds no weights; expected model.safetensors")
+    if not allow_pickle:
+        raise ModelError(
+            f"{folder} holds weights only as pickle ({pickles[0]}), which can run code when opened; convert it with "
+            "save_pretrained to safetensors, or pass allow_pickle=True (--allow-pickle) if you trust it"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+__all__ = [
+    "EMBEDDED", "IDENTITY_TOLERANCE", "Anatomy", "Loaded", "anatomy", "check", "embedded", "load", "locate", "output_weights",
+]  # fmt: skip
