@@ -84,7 +84,7 @@ def attribute(
     Raises:
         ConfigError: unknown method, metric, reference, path or component, or an option that the method does not have.
         DataError: samples that cannot be encoded, or counterfactuals that cannot be aligned.
-        ModelError: an architecture without a row, or a model that the method cannot run.
+        ModelError: an architecture without a row, weights that are not in memory, or a model that the method cannot run.
     """
     asked = Asked(method, path, nodes, queries, verify)
     reference = asked.default_reference() if reference is None else reference

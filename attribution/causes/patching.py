@@ -24,12 +24,12 @@ from transformers import PreTrainedTokenizerBase
 from attribution.capture import Edit, Site, evaluating, sites
 from attribution.causes.ablation import edits_without
 from attribution.causes.cost import size
-from attribution.causes.given import BATCH_SIZE
+from attribution.causes.given import BATCH_SIZE, encoded_for
 from attribution.components import Component, Components
 from attribution.errors import ConfigError, ModelError
 from attribution.metrics import Metric, check_scorable, metric_named
 from attribution.models import Anatomy
-from attribution.samples import Batch, Encoded, Sample, batches, encode
+from attribution.samples import Batch, Encoded, Sample, batches
 
 KINDS = ("head", "mlp", "residual")
 STREAM = "residual"  # kind of the site before a layer; layer = depth is before the final norm
@@ -92,7 +92,7 @@ def patch(
     Raises:
         ConfigError: unknown kind, metric or component, or a set with rows.
         DataError: samples that cannot be encoded or scored.
-        ModelError: an architecture without a row, or models that differ in shape.
+        ModelError: an architecture without a row, models that differ in shape, or weights that are not in memory.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -104,8 +104,7 @@ def patch(
         if (models["base"].table["kind"].to_numpy()[positions] == "row").any():
             raise ConfigError(f"set {name!r} holds rows, which are not pasted; give heads and neurons")
     read = metric_named(metric)
-    context = getattr(models["base"].parts.model.config, "max_position_embeddings", None)
-    encoded = encode(tokenizer, samples, context=context)
+    encoded = [encoded_for(each.parts, tokenizer, samples) for each in models.values()][0]  # the same for both
     check_scorable(read, batches(encoded, BATCH_SIZE), models["base"].parts.vocabulary)
     units = _units(models["base"], kinds, encoded)
     found, most, own = {}, 0, {}

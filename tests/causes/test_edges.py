@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from attribution.causes import METHODS, attribute, floor
+from attribution.causes import METHODS, ablate, attribute, floor, self_repair
+from attribution.causes.patching import patch
+from attribution.causes.steering import Steering, steering
+from attribution.causes.tokens import token_causes
 from attribution.components import Component
-from attribution.errors import ConfigError, ModelError
+from attribution.errors import ConfigError, DataError, ModelError
 from attribution.models import anatomy
-from attribution.samples import Sample
+from attribution.samples import ProbeSet, Sample
 from attribution.worlds.build import word_tokenizer
 
 PATHS = [*((method, {}) for method in METHODS), ("ablation", {"path": "direct"}), ("gradient", {"queries": True})]
@@ -52,11 +55,39 @@ def test_a_model_placed_by_accelerate_reads_the_same(tiny, tokenizer, samples, m
     assert torch.equal(attribute(model, tokenizer, samples, method=method, **given).per_sample, expected)
 
 
-def test_offloaded_weights_are_refused(tiny, tokenizer, samples):
+def everything(model, tokenizer, samples):
+    """Every public way to ask a model about its causes."""
+    probe = ProbeSet(name="a", samples=tuple(samples))
+    directions = Steering(torch.ones(3, 16), "last", False, "a", "b")
+    return {
+        "attribute": lambda: attribute(model, tokenizer, samples),
+        "ablate": lambda: ablate(model, tokenizer, samples, {"none": []}),
+        "self_repair": lambda: self_repair(model, tokenizer, samples, {"none": []}),
+        "patch": lambda: patch(model, model, tokenizer, samples, kinds=["head"]),
+        "steering": lambda: steering(model, tokenizer, probe, probe),
+        "read": lambda: directions.read(model, tokenizer, samples, 1),
+        "token_causes": lambda: token_causes(model, tokenizer, samples, steps=1),
+    }
+
+
+@pytest.mark.parametrize("ask", everything(None, None, []))
+def test_offloaded_weights_are_refused(tiny, tokenizer, samples, ask):
     model = tiny("llama")
+    everything(model, tokenizer, samples)[ask]()
     model.model.layers[1].to("meta")
     with pytest.raises(ModelError, match="weights are offloaded; open it where all of them fit"):
-        attribute(model, tokenizer, samples)
+        everything(model, tokenizer, samples)[ask]()
+
+
+@pytest.mark.parametrize("ask", everything(None, None, []))
+@pytest.mark.parametrize("where", ["prompt", "response", "contrast"])
+def test_a_token_that_the_model_does_not_have_is_named(tiny, ask, where):
+    """The tokenizer of a larger model."""
+    text = {"prompt": "w1", "response": " w4", "contrast": (" w6",)}
+    sample = Sample(**{**text, where: (" w35",) if where == "contrast" else " w35"})
+    larger = word_tokenizer([f"w{i}" for i in range(40)])
+    with pytest.raises(DataError, match="the tokenizer gives token 39, of which the model has 23, counted from 0; give"):
+        everything(tiny("llama"), larger, [sample])[ask]()
 
 
 # Half precision
