@@ -104,7 +104,7 @@ def patch(
         if (models["base"].table["kind"].to_numpy()[positions] == "row").any():
             raise ConfigError(f"set {name!r} holds rows, which are not pasted; give heads and neurons")
     read = metric_named(metric)
-    encoded = [encoded_for(each.parts, tokenizer, samples) for each in models.values()][0]  # the same for both
+    encoded, _ = (encoded_for(each.parts, tokenizer, samples) for each in models.values())  # the same, but both must run it
     check_scorable(read, batches(encoded, BATCH_SIZE), models["base"].parts.vocabulary)
     units = _units(models["base"], kinds, encoded)
     found, most, own = {}, 0, {}

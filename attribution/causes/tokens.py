@@ -101,7 +101,7 @@ def token_causes(
         device = next(parts.model.parameters()).device
         check_scorable(read, [collate(encoded)], parts.vocabulary)
         passes = 0.0
-        with evaluating(parts.model):
+        with torch.inference_mode(False), evaluating(parts.model):  # gradients are taken, whatever the caller's mode
             for number, one in enumerate(encoded):
                 effects, change, held = _integrated(parts, one, device, token, read, steps)
                 most, passes = max(most, held), passes + (3.0 * steps + 4.0) / len(encoded)

@@ -38,6 +38,39 @@ def test_a_prompt_of_one_token_beside_longer_ones(tiny, tokenizer, samples, meth
     agree(among.per_sample[:, -1], alone.per_sample[:, 0], bound)
 
 
+def everything(model, tokenizer, samples):
+    """Every public way to ask a model about its causes."""
+    probe = ProbeSet(name="a", samples=tuple(samples))
+    directions = Steering(torch.ones(3, 16), "last", False, "a", "b")
+    return {
+        "attribute": lambda: attribute(model, tokenizer, samples),
+        "ablate": lambda: ablate(model, tokenizer, samples, {"none": []}),
+        "self_repair": lambda: self_repair(model, tokenizer, samples, {"none": []}),
+        "patch": lambda: patch(model, model, tokenizer, samples, kinds=["head"]),
+        "steering": lambda: steering(model, tokenizer, probe, probe),
+        "read": lambda: directions.read(model, tokenizer, samples, 1),
+        "token_causes": lambda: token_causes(model, tokenizer, samples, steps=1),
+    }
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("method", "given"), PATHS, ids=IDS)
+def test_the_mode_of_the_caller_does_not_matter(tiny, tokenizer, samples, method, given, mode):
+    model = tiny("llama")
+    expected = attribute(model, tokenizer, samples, method=method, **given)
+    with mode():
+        found = attribute(model, tokenizer, samples, method=method, **given)
+        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert torch.equal(found.per_sample, expected.per_sample) and found.table.equals(expected.table)
+
+
+@pytest.mark.parametrize("ask", everything(None, None, []))
+def test_every_question_can_be_asked_in_inference_mode(tiny, tokenizer, samples, ask):
+    model = tiny("llama")
+    with torch.inference_mode():
+        everything(model, tokenizer, samples)[ask]()
+
+
 def on(device_of):
     """Layers on other devices, as accelerate would place them; its hooks carry activations over."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -53,21 +86,6 @@ def test_a_model_placed_by_accelerate_reads_the_same(tiny, tokenizer, samples, m
     on([*model.model.layers, model.model.norm, model.lm_head])
     assert hasattr(model.model.layers[0], "_hf_hook")
     assert torch.equal(attribute(model, tokenizer, samples, method=method, **given).per_sample, expected)
-
-
-def everything(model, tokenizer, samples):
-    """Every public way to ask a model about its causes."""
-    probe = ProbeSet(name="a", samples=tuple(samples))
-    directions = Steering(torch.ones(3, 16), "last", False, "a", "b")
-    return {
-        "attribute": lambda: attribute(model, tokenizer, samples),
-        "ablate": lambda: ablate(model, tokenizer, samples, {"none": []}),
-        "self_repair": lambda: self_repair(model, tokenizer, samples, {"none": []}),
-        "patch": lambda: patch(model, model, tokenizer, samples, kinds=["head"]),
-        "steering": lambda: steering(model, tokenizer, probe, probe),
-        "read": lambda: directions.read(model, tokenizer, samples, 1),
-        "token_causes": lambda: token_causes(model, tokenizer, samples, steps=1),
-    }
 
 
 @pytest.mark.parametrize("ask", everything(None, None, []))
@@ -150,6 +168,7 @@ def test_every_method_says_what_it_is_complete_for(tiny, tokenizer, samples):
         ({"method": "gradient", "path": "direct"}, "method 'gradient' has no direct path; use method=\"ablation\""),
         ({"queries": True}, "method 'ablation' does not replace queries; use method=\"gradient\""),
         ({"method": "integrated", "nodes": 0}, "0 nodes asked for; an integral takes at least 1"),
+        ({"method": "gradient", "verify": 3, "seed": -1}, "seed -1 cannot start a draw; expected 0 or more"),
         ({"reference": "vocabulary"}, "unknown reference 'vocabulary'; expected zero, mean, resample"),
     ],
 )
