@@ -45,7 +45,8 @@ class Patched:
             in) - metric(receiver), mean over samples, each times its weight, so that a positive effect raises the metric; and
             share: effect / (metric(other model) - metric(receiver)), 1 where the part alone carries all of the difference. Of
             "mlp" the index is -1. Of "residual" the layer is that which reads the stream (the depth: the final norm), and
-            the index is the position counted from the last token of the prompt; a mean is over the samples that have it.
+            the index is the position counted from the last token of the prompt; effect and share are of the samples that
+            have it.
         sets: into, set, size, effect, share, of sets pasted jointly; empty where none were given.
         per_sample: Float [row, sample], effects before weighting, in the order of `table`, NaN where a sample has no such
             position.
@@ -129,12 +130,13 @@ def _result(
     most: int,
 ) -> Patched:
     weights = torch.tensor([each.weight for each in encoded], dtype=torch.float64)
-    gap = ((own["tuned"] - own["base"]).double() * weights).mean().item()
+    gap = (own["tuned"] - own["base"]).double() * weights
     tables, joint = [], []
     for into, effects in found.items():
         effect = (effects.double() * weights).nanmean(1).numpy()
         towards = gap if into == "base" else -gap
-        share = effect / towards if abs(towards) > 1e-6 else np.full_like(effect, np.nan)
+        over = towards.expand(effects.shape).masked_fill(effects.isnan(), torch.nan).nanmean(1).numpy()  # the same samples
+        share = np.divide(effect, over, where=abs(over) > 1e-6, out=np.full_like(effect, np.nan))
         tables.append(units.assign(effect=effect[: len(units)], share=share[: len(units)]))
         tables[-1].insert(0, "into", into)
         sizes = [len(positions) for positions in sets.values()]
@@ -143,7 +145,7 @@ def _result(
     per_sample = torch.cat([effects[: len(units)] for effects in found.values()])
     passes = float(sum(1 + len(effects) for effects in found.values()) + 2)
     both = [pd.concat(each, ignore_index=True) for each in (tables, joint)]
-    return Patched(both[0], both[1], per_sample, metric, gap, passes, most)
+    return Patched(both[0], both[1], per_sample, metric, gap.mean().item(), passes, most)
 
 
 def _units(components: Components, kinds: Sequence[str], encoded: Sequence[Encoded]) -> pd.DataFrame:
