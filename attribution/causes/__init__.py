@@ -84,16 +84,16 @@ def attribute(
     Raises:
         ConfigError: unknown method, metric, reference, path or component, or an option that the method does not have.
         DataError: samples that cannot be encoded, or counterfactuals that cannot be aligned.
-        ModelError: an architecture without a row, or a model that the method cannot run.
+        ModelError: an architecture without a row, weights that are not in memory, or a model that the method cannot run.
     """
-    asked = Asked(method, path, nodes, queries, verify)
+    asked = Asked(method, path, nodes, queries, verify, seed)
     reference = asked.default_reference() if reference is None else reference
     index = Components(model)
     positions = np.arange(len(index)) if components is None else index.positions(components)
     read = metric_named(metric)
     accepted = (*REFERENCES, VOCABULARY) if method == "conductance" else REFERENCES
     given = Given.encoded(index.parts, tokenizer, samples, read, reference, counterfactuals, accepted)
-    with evaluating(index.parts.model):
+    with torch.inference_mode(False), evaluating(index.parts.model):  # gradients are taken, whatever the caller's mode
         found = [asked.run(index, positions, *each, read) for each in given.batches(progress)]
         floor = floor_of(asked, index, positions, given, found[0], read) if rounds(index.parts) else None
     table, checked = _table(index, positions, found, given.weights), None

@@ -104,12 +104,17 @@ class LastStream:
         }
 
     @torch.no_grad()
-    def written(self, site: Site, units: np.ndarray) -> Tensor:
-        """What replacing each of these units changes in the stream: Float [unit, token, width]."""
+    def written(self, site: Site, groups: np.ndarray) -> Tensor:
+        """What replacing each group of units together changes in the stream: Float [group, token, width].
+
+        Args:
+            site: of all of them.
+            groups: Int [group, unit].
+        """
         parts, module = self.parts, site.module(self.parts)
-        own = features(parts, site, units).view(len(units), -1)  # [unit, feature]
-        weights = output_weights(module, parts.row)[:, own]  # [width, unit, feature]
-        write = torch.einsum("tuf,wuf->utw", self.changes[site][:, own], weights)
+        own = features(parts, site, groups.flatten()).view(len(groups), -1)  # [group, feature]
+        weights = output_weights(module, parts.row)[:, own]  # [width, group, feature]
+        write = torch.einsum("tgf,wgf->gtw", self.changes[site][:, own], weights)
         which = "attention" if site.kind == "head" else "mlp"
         if getattr(parts.row, f"{which}_post_norm"):
             if site not in self._norms:
@@ -138,7 +143,7 @@ def direct_each(components: Components, positions: np.ndarray, batch: Batch, val
             if kind == "row":
                 found = without_rows(stream.logits, some["index"].to_numpy(copy=True))
             else:
-                found = stream.without(stream.written(Site(str(kind), int(layer)), some["index"].to_numpy(copy=True)))
+                found = stream.without(stream.written(Site(str(kind), int(layer)), some[["index"]].to_numpy(copy=True)))
             effect[some.index], divergence[some.index] = read(found)
     copies = 3 * min(at_once, len(positions)) * size([stream.logits])
     return Effects(effect, divergence, 1.0, stream.bytes + copies)
@@ -156,7 +161,7 @@ def direct_sets(
         chosen = components.table.iloc[positions]
         write = torch.zeros_like(stream.normed)
         for (kind, layer), group in chosen[chosen["kind"] != "row"].groupby(["kind", "layer"]):
-            write = write + stream.written(Site(str(kind), int(layer)), group["index"].to_numpy(copy=True)).sum(0)
+            write = write + stream.written(Site(str(kind), int(layer)), group[["index"]].to_numpy(copy=True).T)[0]
         rows = chosen.loc[chosen["kind"] == "row", "index"].tolist()
         found.append(read(rows_at_mean(stream.without(write), rows)[None]))
     effect, divergence = (torch.cat(each) for each in zip(*found, strict=True))

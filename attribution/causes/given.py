@@ -14,12 +14,31 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from attribution.causes.reference import REFERENCES, Reference, Values, at_sites, check_reference
-from attribution.errors import ModelError
+from attribution.errors import DataError, ModelError
 from attribution.metrics import Metric, check_scorable
 from attribution.models import Anatomy
 from attribution.samples import Batch, Encoded, Sample, batches, collate, encode
 
 BATCH_SIZE = 64  # samples of one pass
+
+
+def encoded_for(parts: Anatomy, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]) -> list[Encoded]:
+    """Encode samples for a model that is to run them.
+
+    Raises:
+        DataError: as `encode`, or a token that the model does not have.
+        ModelError: weights that are not in memory.
+    """
+    if any(parameter.is_meta for parameter in parts.model.parameters()):
+        raise ModelError("some of the model's weights are offloaded; open it where all of them fit in memory")
+    listed = encode(tokenizer, samples, context=getattr(parts.model.config, "max_position_embeddings", None))
+    largest = max(max(*each.ids, *(token for _, token in each.contrasts)) for each in listed)
+    if largest >= parts.vocabulary:
+        raise DataError(
+            f"the tokenizer gives token {largest}, of which the model has {parts.vocabulary}, counted from 0; give the model's "
+            "own tokenizer"
+        )
+    return listed
 
 
 @dataclass(frozen=True)
@@ -43,11 +62,8 @@ class Given:
         accepted: Sequence[str] = REFERENCES,
     ) -> Given:
         """Check and encode them. Raises as `attribute`."""
-        if any(parameter.is_meta for parameter in parts.model.parameters()):
-            raise ModelError("some of the model's weights are offloaded; open it where all of them fit in memory")
-        context = getattr(parts.model.config, "max_position_embeddings", None)
-        listed = encode(tokenizer, samples, context=context)
-        others = encode(tokenizer, counterfactuals, context=context) if counterfactuals else None
+        listed = encoded_for(parts, tokenizer, samples)
+        others = encoded_for(parts, tokenizer, counterfactuals) if counterfactuals else None
         check_reference(reference, listed, others, accepted)
         check_scorable(metric, batches(listed, BATCH_SIZE), parts.vocabulary)
         return cls(parts, listed, reference, others)

@@ -32,7 +32,7 @@ class Asked:
     """What is wanted of a method.
 
     Attributes:
-        method, path, nodes, queries, verify: as `attribute` takes them.
+        method, path, nodes, queries, verify, seed: as `attribute` takes them.
 
     Raises:
         ConfigError: an unknown method or path, or an option that the method does not have.
@@ -43,6 +43,7 @@ class Asked:
     nodes: int
     queries: bool
     verify: int
+    seed: int
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -58,6 +59,8 @@ class Asked:
         if self.verify < 0 or (self.verify and self.method == "ablation"):
             why = "ablation is exact already" if self.verify > 0 else "expected how many of the highest ranked to ablate"
             raise ConfigError(f"verify={self.verify} is not possible: {why}; leave it at 0, or choose another method")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed} cannot start a draw; expected 0 or more")
 
     def default_reference(self) -> str:
         return VOCABULARY if self.method == "conductance" else "zero"

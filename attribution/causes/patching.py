@@ -24,12 +24,12 @@ from transformers import PreTrainedTokenizerBase
 from attribution.capture import Edit, Site, evaluating, sites
 from attribution.causes.ablation import edits_without
 from attribution.causes.cost import size
-from attribution.causes.given import BATCH_SIZE
+from attribution.causes.given import BATCH_SIZE, encoded_for
 from attribution.components import Component, Components
 from attribution.errors import ConfigError, ModelError
 from attribution.metrics import Metric, check_scorable, metric_named
 from attribution.models import Anatomy
-from attribution.samples import Batch, Encoded, Sample, batches, encode
+from attribution.samples import Batch, Encoded, Sample, batches
 
 KINDS = ("head", "mlp", "residual")
 STREAM = "residual"  # kind of the site before a layer; layer = depth is before the final norm
@@ -45,7 +45,8 @@ class Patched:
             in) - metric(receiver), mean over samples, each times its weight, so that a positive effect raises the metric; and
             share: effect / (metric(other model) - metric(receiver)), 1 where the part alone carries all of the difference. Of
             "mlp" the index is -1. Of "residual" the layer is that which reads the stream (the depth: the final norm), and
-            the index is the position counted from the last token of the prompt; a mean is over the samples that have it.
+            the index is the position counted from the last token of the prompt; effect and share are of the samples that
+            have it.
         sets: into, set, size, effect, share, of sets pasted jointly; empty where none were given.
         per_sample: Float [row, sample], effects before weighting, in the order of `table`, NaN where a sample has no such
             position.
@@ -92,7 +93,7 @@ def patch(
     Raises:
         ConfigError: unknown kind, metric or component, or a set with rows.
         DataError: samples that cannot be encoded or scored.
-        ModelError: an architecture without a row, or models that differ in shape.
+        ModelError: an architecture without a row, models that differ in shape, or weights that are not in memory.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -104,8 +105,7 @@ def patch(
         if (models["base"].table["kind"].to_numpy()[positions] == "row").any():
             raise ConfigError(f"set {name!r} holds rows, which are not pasted; give heads and neurons")
     read = metric_named(metric)
-    context = getattr(models["base"].parts.model.config, "max_position_embeddings", None)
-    encoded = encode(tokenizer, samples, context=context)
+    encoded, _ = (encoded_for(each.parts, tokenizer, samples) for each in models.values())  # the same, but both must run it
     check_scorable(read, batches(encoded, BATCH_SIZE), models["base"].parts.vocabulary)
     units = _units(models["base"], kinds, encoded)
     found, most, own = {}, 0, {}
@@ -130,12 +130,13 @@ def _result(
     most: int,
 ) -> Patched:
     weights = torch.tensor([each.weight for each in encoded], dtype=torch.float64)
-    gap = ((own["tuned"] - own["base"]).double() * weights).mean().item()
+    gap = (own["tuned"] - own["base"]).double() * weights
     tables, joint = [], []
     for into, effects in found.items():
         effect = (effects.double() * weights).nanmean(1).numpy()
         towards = gap if into == "base" else -gap
-        share = effect / towards if abs(towards) > 1e-6 else np.full_like(effect, np.nan)
+        over = towards.expand(effects.shape).masked_fill(effects.isnan(), torch.nan).nanmean(1).numpy()  # the same samples
+        share = np.divide(effect, over, where=abs(over) > 1e-6, out=np.full_like(effect, np.nan))
         tables.append(units.assign(effect=effect[: len(units)], share=share[: len(units)]))
         tables[-1].insert(0, "into", into)
         sizes = [len(positions) for positions in sets.values()]
@@ -144,7 +145,7 @@ def _result(
     per_sample = torch.cat([effects[: len(units)] for effects in found.values()])
     passes = float(sum(1 + len(effects) for effects in found.values()) + 2)
     both = [pd.concat(each, ignore_index=True) for each in (tables, joint)]
-    return Patched(both[0], both[1], per_sample, metric, gap, passes, most)
+    return Patched(both[0], both[1], per_sample, metric, gap.mean().item(), passes, most)
 
 
 def _units(components: Components, kinds: Sequence[str], encoded: Sequence[Encoded]) -> pd.DataFrame:

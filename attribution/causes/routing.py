@@ -5,7 +5,8 @@ cause needs no correction. The pattern itself is another question: what does it 
 plain gradient fails, since a saturated softmax has none; AtP* (Kramár, Lieberum, Shah & Nanda 2024) replaces the
 query or key, recomputes the pattern exactly, and goes on in first order from the head's changed output. That is done here
 for all queries of a head together, and for all keys as that head reads them, where the projection puts them out (before
-rotation and query or key norms).
+rotation and query or key norms). Only that head's own output counts: other heads of a group read the same keys, and where a
+norm runs over the queries of all heads (OLMo 2), replacing those of one rescales the others.
 
 Knows projections and head outputs; knows nothing about what is done with the scores.
 """
@@ -69,7 +70,7 @@ def routing(components: Components, batch: Batch, values: Mapping[nn.Module, Ten
 
 @torch.no_grad()
 def _of_layer(replay: Replay, layer: int, part: str, values: Mapping[nn.Module, Tensor], gradient: Tensor) -> Tensor:
-    """<gradient, head outputs - head outputs with one head's queries or keys replaced>: Float [head, sample]."""
+    """<gradient, a head's output - its output with its queries or keys replaced>: Float [head, sample]."""
     parts = replay.parts
     intact = replay.activations[Site("head", layer)]
     gradient = gradient[:, : intact.shape[1]]
@@ -84,14 +85,11 @@ def _of_layer(replay: Replay, layer: int, part: str, values: Mapping[nn.Module, 
             if part in each.parts
         }
         changed = replay.heads_with(layer, edits, len(heads)).unflatten(0, (len(heads), -1))
-        difference = intact - changed
-        if part == "k":  # other heads of the group read these keys too; only this one is asked about
-            own = torch.zeros(len(heads), parts.heads, 1, dtype=torch.bool, device=difference.device)
-            own[torch.arange(len(heads)), heads] = True
-            difference = torch.where(
-                own[:, None, None], difference.unflatten(-1, (parts.heads, -1)), torch.zeros((), device=difference.device)
-            ).flatten(-2)
-        found.append((difference * gradient).sum((2, 3)))
+        difference = (intact - changed).unflatten(-1, (parts.heads, -1))  # [copy, sample, position, head, feature]
+        # Of each copy its own head alone: others of its group read the same keys, and a norm over all queries joins heads.
+        own = difference[torch.arange(len(heads)), :, :, heads]
+        mine = gradient.unflatten(-1, (parts.heads, -1))[:, :, heads].permute(2, 0, 1, 3)
+        found.append((own * mine).sum((2, 3)))
     return torch.cat(found)
 
 

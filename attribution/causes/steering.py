@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.capture import Edit, evaluating, scored_logits, streamed
-from attribution.causes.given import BATCH_SIZE
+from attribution.causes.given import BATCH_SIZE, encoded_for
 from attribution.errors import ConfigError, DataError, ModelError
 from attribution.metrics import check_scorable, metric_named
 from attribution.models import Anatomy, anatomy
-from attribution.samples import Batch, ProbeSet, Sample, batches, encode
+from attribution.samples import Batch, ProbeSet, Sample, batches
 
 POSITIONS = ("last", "mean")
 
@@ -124,7 +124,7 @@ class Steering:
         parts = self._fitting(model, layer)
         score = metric_named(metric)
         device = next(parts.model.parameters()).device
-        found = batches(encode(tokenizer, samples, context=_context(parts)), BATCH_SIZE, device)
+        found = batches(encoded_for(parts, tokenizer, samples), BATCH_SIZE, device)
         check_scorable(score, found, parts.vocabulary)
         weights = torch.tensor([sample.weight for sample in samples], dtype=torch.float64)
 
@@ -195,7 +195,7 @@ def steering(
     Raises:
         ConfigError: unknown position, or a direction of length zero to normalize.
         DataError: samples that cannot be encoded.
-        ModelError: an architecture without a row.
+        ModelError: an architecture without a row, or weights that are not in memory.
     """
     if position not in POSITIONS:
         raise ConfigError(f"unknown position {position!r}; expected {', '.join(POSITIONS)}")
@@ -219,7 +219,7 @@ def _mean_streams(parts: Anatomy, tokenizer: PreTrainedTokenizerBase, samples: S
     """Mean over samples of the stream before every layer and the final norm: Float [depth + 1, width], on the CPU."""
     total = torch.zeros(parts.depth + 1, parts.model.config.hidden_size, dtype=torch.float64)
     device = next(parts.model.parameters()).device
-    for batch in batches(encode(tokenizer, samples, context=_context(parts)), BATCH_SIZE, device):
+    for batch in batches(encoded_for(parts, tokenizer, samples), BATCH_SIZE, device):
         read = _prompt_weights(batch, position)
 
         def add(layer: int, read: Tensor = read) -> Edit:
@@ -241,7 +241,3 @@ def _prompt_weights(batch: Batch, position: str) -> Tensor:
     if position == "last":
         return (places == lengths[:, None] - 1).float()
     return (places < lengths[:, None]).float() / lengths[:, None]
-
-
-def _context(parts: Anatomy) -> int | None:
-    return getattr(parts.model.config, "max_position_embeddings", None)

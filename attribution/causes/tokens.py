@@ -21,10 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from attribution.capture import evaluating, scored_logits
 from attribution.causes.cost import saved
+from attribution.causes.given import encoded_for
 from attribution.errors import ConfigError
 from attribution.metrics import Metric, check_scorable, metric_named
 from attribution.models import Anatomy, anatomy
-from attribution.samples import Batch, Encoded, Sample, collate, encode
+from attribution.samples import Batch, Encoded, Sample, collate
 
 STEPS = 50  # Gauss-Legendre nodes
 AT_ONCE = 64  # copies of a sample in one pass
@@ -85,7 +86,7 @@ def token_causes(
     Raises:
         ConfigError: unknown metric, a reference that is not one token, or fewer than 1 step.
         DataError: samples that cannot be encoded or scored.
-        ModelError: an architecture without a row.
+        ModelError: an architecture without a row, or weights that are not in memory.
     """
     read = metric_named(metric)
     if steps < 1:
@@ -96,12 +97,11 @@ def token_causes(
         if each is None:
             continue
         parts = anatomy(each)
-        context = getattr(parts.model.config, "max_position_embeddings", None)
-        encoded = encode(tokenizer, samples, context=context)
+        encoded = encoded_for(parts, tokenizer, samples)
         device = next(parts.model.parameters()).device
         check_scorable(read, [collate(encoded)], parts.vocabulary)
         passes = 0.0
-        with evaluating(parts.model):
+        with torch.inference_mode(False), evaluating(parts.model):  # gradients are taken, whatever the caller's mode
             for number, one in enumerate(encoded):
                 effects, change, held = _integrated(parts, one, device, token, read, steps)
                 most, passes = max(most, held), passes + (3.0 * steps + 4.0) / len(encoded)

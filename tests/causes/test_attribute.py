@@ -5,6 +5,7 @@ import re
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from attribution.causes import METHODS, Causes, ablate, attribute, integrated
 from attribution.components import Component, Components
@@ -139,6 +140,13 @@ def test_a_model_without_a_row_is_refused(tokenizer, samples):
     for model in (torch.nn.Linear(2, 2), torch.nn.ModuleList()):
         with pytest.raises(ModelError):
             attribute(model, tokenizer, samples)
+
+
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])
+def test_a_model_without_an_unembedding_is_refused(tiny, family, tokenizer, samples, kind):
+    other = kind.from_config(tiny(family).config)
+    with pytest.raises(ModelError, match=f"{type(other).__name__} has no unembedding, so that it is no causal language model"):
+        attribute(other, tokenizer, samples)
 
 
 def test_no_sets_and_wrong_members_are_refused(tiny, tokenizer, samples):

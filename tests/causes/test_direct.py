@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from attribution.causes import ablate, attribute, self_repair
+from attribution.causes import ablate, attribute, direct, self_repair
 from attribution.causes.direct import FrozenNorm
 from attribution.components import Component, Components
 from attribution.errors import ConfigError, ModelError
@@ -140,8 +140,8 @@ def test_where_nothing_follows_direct_is_total(tiny, tokenizer, samples, agree):
         model.model.norm.variance_epsilon = 1e6
         model.model.norm.weight.mul_(1e3)
     neurons = NEURONS[:20]
-    direct, total = (attribute(model, tokenizer, samples, path=p, components=neurons).per_sample for p in ("direct", "total"))
-    agree(direct, total)
+    alone, total = (attribute(model, tokenizer, samples, path=p, components=neurons).per_sample for p in ("direct", "total"))
+    agree(alone, total)
     table = self_repair(model, tokenizer, samples, {"neurons": neurons[:7]})
     assert table["compensation"].abs().max() < 1e-4 and table["total"].abs().max() > 1e-2
 
@@ -189,6 +189,21 @@ def test_self_repair_is_direct_total_and_complement(tiny, tokenizer, samples, co
     others = {name: complement(components, components.table.iloc[components.positions(c)]) for name, c in units.items()}
     agree(table["complement"].to_numpy(), ablate(model, tokenizer, samples, others, **given)["effect"].to_numpy())
     assert table.iloc[-1]["direct"] == table.iloc[-1]["total"] == 0 and table.iloc[-1]["complement"] != 0
+
+
+def test_a_set_is_written_as_one(tiny, tokenizer, samples, monkeypatch):
+    """Of a layer's neurons together, not [neuron, token, width] first, which no memory holds in a large model."""
+    sizes = []
+
+    class Watched(direct.LastStream):
+        def written(self, site, groups):
+            found = super().written(site, groups)
+            sizes.append(tuple(found.shape))
+            return found
+
+    monkeypatch.setattr(direct, "LastStream", Watched)
+    self_repair(tiny("llama"), tokenizer, samples, {"all": [*HEADS, *NEURONS]})
+    assert sizes == [(1, 6, 16)] * 4
 
 
 def test_wrong_sets_are_refused(tiny, tokenizer, samples):

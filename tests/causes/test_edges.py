@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from attribution.causes import METHODS, attribute, floor
+from attribution.causes import METHODS, ablate, attribute, floor, self_repair
+from attribution.causes.patching import patch
+from attribution.causes.steering import Steering, steering
+from attribution.causes.tokens import token_causes
 from attribution.components import Component
-from attribution.errors import ConfigError, ModelError
+from attribution.errors import ConfigError, DataError, ModelError
 from attribution.models import anatomy
-from attribution.samples import Sample
+from attribution.samples import ProbeSet, Sample
 from attribution.worlds.build import word_tokenizer
 
 PATHS = [*((method, {}) for method in METHODS), ("ablation", {"path": "direct"}), ("gradient", {"queries": True})]
@@ -35,6 +38,39 @@ def test_a_prompt_of_one_token_beside_longer_ones(tiny, tokenizer, samples, meth
     agree(among.per_sample[:, -1], alone.per_sample[:, 0], bound)
 
 
+def everything(model, tokenizer, samples):
+    """Every public way to ask a model about its causes."""
+    probe = ProbeSet(name="a", samples=tuple(samples))
+    directions = Steering(torch.ones(3, 16), "last", False, "a", "b")
+    return {
+        "attribute": lambda: attribute(model, tokenizer, samples),
+        "ablate": lambda: ablate(model, tokenizer, samples, {"none": []}),
+        "self_repair": lambda: self_repair(model, tokenizer, samples, {"none": []}),
+        "patch": lambda: patch(model, model, tokenizer, samples, kinds=["head"]),
+        "steering": lambda: steering(model, tokenizer, probe, probe),
+        "read": lambda: directions.read(model, tokenizer, samples, 1),
+        "token_causes": lambda: token_causes(model, tokenizer, samples, steps=1),
+    }
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("method", "given"), PATHS, ids=IDS)
+def test_the_mode_of_the_caller_does_not_matter(tiny, tokenizer, samples, method, given, mode):
+    model = tiny("llama")
+    expected = attribute(model, tokenizer, samples, method=method, **given)
+    with mode():
+        found = attribute(model, tokenizer, samples, method=method, **given)
+        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert torch.equal(found.per_sample, expected.per_sample) and found.table.equals(expected.table)
+
+
+@pytest.mark.parametrize("ask", everything(None, None, []))
+def test_every_question_can_be_asked_in_inference_mode(tiny, tokenizer, samples, ask):
+    model = tiny("llama")
+    with torch.inference_mode():
+        everything(model, tokenizer, samples)[ask]()
+
+
 def on(device_of):
     """Layers on other devices, as accelerate would place them; its hooks carry activations over."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -52,11 +88,24 @@ def test_a_model_placed_by_accelerate_reads_the_same(tiny, tokenizer, samples, m
     assert torch.equal(attribute(model, tokenizer, samples, method=method, **given).per_sample, expected)
 
 
-def test_offloaded_weights_are_refused(tiny, tokenizer, samples):
+@pytest.mark.parametrize("ask", everything(None, None, []))
+def test_offloaded_weights_are_refused(tiny, tokenizer, samples, ask):
     model = tiny("llama")
+    everything(model, tokenizer, samples)[ask]()
     model.model.layers[1].to("meta")
     with pytest.raises(ModelError, match="weights are offloaded; open it where all of them fit"):
-        attribute(model, tokenizer, samples)
+        everything(model, tokenizer, samples)[ask]()
+
+
+@pytest.mark.parametrize("ask", everything(None, None, []))
+@pytest.mark.parametrize("where", ["prompt", "response", "contrast"])
+def test_a_token_that_the_model_does_not_have_is_named(tiny, ask, where):
+    """The tokenizer of a larger model."""
+    text = {"prompt": "w1", "response": " w4", "contrast": (" w6",)}
+    sample = Sample(**{**text, where: (" w35",) if where == "contrast" else " w35"})
+    larger = word_tokenizer([f"w{i}" for i in range(40)])
+    with pytest.raises(DataError, match="the tokenizer gives token 39, of which the model has 23, counted from 0; give"):
+        everything(tiny("llama"), larger, [sample])[ask]()
 
 
 # Half precision
@@ -119,6 +168,7 @@ def test_every_method_says_what_it_is_complete_for(tiny, tokenizer, samples):
         ({"method": "gradient", "path": "direct"}, "method 'gradient' has no direct path; use method=\"ablation\""),
         ({"queries": True}, "method 'ablation' does not replace queries; use method=\"gradient\""),
         ({"method": "integrated", "nodes": 0}, "0 nodes asked for; an integral takes at least 1"),
+        ({"method": "gradient", "verify": 3, "seed": -1}, "seed -1 cannot start a draw; expected 0 or more"),
         ({"reference": "vocabulary"}, "unknown reference 'vocabulary'; expected zero, mean, resample"),
     ],
 )

@@ -187,6 +187,19 @@ def test_the_whole_carries_the_whole_gap(tiny, tokenizer):
         assert table[into, "residual", DEPTH, -1] == 0 == table[into, "residual", 0, 0]  # embeddings are the same
 
 
+def test_a_share_is_of_the_samples_that_have_the_position(tiny, tokenizer):
+    """Before the first layer the first token carries all, where only it has another embedding; the shorter sample has none."""
+    base, tuned = tiny("llama"), tiny("llama")
+    with torch.no_grad():
+        tuned.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("w1")] += 0.5
+    long, short = Sample(prompt="w1 w2 w3", response=" w4", weight=2.0), Sample(prompt="w1", response=" w9")
+    alone, both = (patch(base, tuned, tokenizer, s, kinds=["residual"]) for s in ([long], [long, short]))
+    one, two = (found.table.set_index(["into", "kind", "layer", "index"])["share"] for found in (alone, both))
+    for into in ("base", "tuned"):
+        assert one[into, "residual", 0, -2] == pytest.approx(1, abs=1e-3) == two[into, "residual", 0, -2]
+    assert abs(alone.gap - both.gap) > 0.05
+
+
 def test_passes_are_those_that_ran(tiny, tokenizer, samples):
     base, tuned = of(tiny("llama"))
     ran = []

@@ -99,10 +99,9 @@ def expected_of(model, tokenizer, samples, counterfactuals, reference):
                 for head in range(HEADS):
                     changed = hand.heads((layer, part, head, value))[0][layer]
                     difference = kept[layer].detach() - changed.detach()
-                    if part == "keys":  # as this head reads them
-                        own = torch.zeros(HEADS, hand.head_dim)
-                        own[head] = 1
-                        difference = difference * own.flatten()
+                    own = torch.zeros(HEADS, hand.head_dim)  # what this head puts out
+                    own[head] = 1
+                    difference = difference * own.flatten()
                     found[part][layer * HEADS + head, number] = (difference * kept[layer].grad).sum()
         model.zero_grad()
     return found
