@@ -19,6 +19,7 @@ _HOMES = {
     "Steering": "causes.steering",
     "ablate": "causes",
     "attribute": "causes",
+    "examine": "doctor",
     "forecast": "updates.forecast",
     "graft": "updates.graft",
     "linear_graft": "updates.linear_graft",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from attribution.causes.steering import Steering, steering
     from attribution.causes.tokens import token_causes
     from attribution.components import Component, Components
+    from attribution.doctor import examine
     from attribution.errors import AttributionError
     from attribution.models import load
     from attribution.reports import report
@@ -68,6 +70,7 @@ __all__ = [
     "Steering",
     "ablate",
     "attribute",
+    "examine",
     "forecast",
     "graft",
     "linear_graft",

@@ -129,6 +129,24 @@ def _forecast(given: list[str]) -> None:
         print(write(found, config, asked["out"], compared))
 
 
+def _doctor(given: list[str]) -> None:
+    """before GPU hours: what a model has, what a study of it would cost, and what it will not measure"""
+
+    from json import dumps
+
+    from attribution.doctor import examine
+    from attribution.doctor.plan import Asked
+    from attribution.runs.quiet import quiet
+
+    asked = tyro.cli(Asked, args=given, prog="attribution doctor")
+    quiet()
+    found = examine(
+        asked.model, asked.plan, meta=asked.meta, dtype=asked.dtype, device=asked.device, memory=asked.memory,
+        tflops=asked.tflops, bandwidth=asked.bandwidth, allow_pickle=asked.allow_pickle,
+    )  # fmt: skip
+    print(dumps(found.as_dict(), indent=2) if asked.json else found.page())
+
+
 def _report(given: list[str]) -> None:
     """write the page and the summary of a run, finished or not, and print the page's path"""
 
@@ -234,6 +252,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "study": _study,
     "run": _run,
     "forecast": _forecast,
+    "doctor": _doctor,
     "report": _report,
     "ls": _ls,
     "recipes": _recipes,

@@ -1,0 +1,131 @@
+"""How long a study takes: counted passes over the speed of a machine, corrected by a pass that was timed where there is one.
+
+Knows machines and the recorder's passes; knows nothing about memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from statistics import median
+
+import torch
+
+from attribution.causes import BATCH_SIZE
+from attribution.doctor.opening import Opened
+from attribution.doctor.passes import Pass, Shapes
+from attribution.doctor.plan import Plan
+from attribution.doctor.structure import Structure
+from attribution.runs.stages import CAUSE_SAMPLES, GRAFTED_NEURONS, GRAFTED_ROWS
+
+OVERHEAD = 0.05  # of a step, for the recorder without probes
+ABLATED = 0.75  # of the layers that an exact ablation runs again, the share of their time in a whole forward pass
+OPTIMIZER = 20  # times that AdamW reads or writes an element of a parameter
+SOFTMAX = 12  # times that an ablated row's metric and KL read or write a logit
+TIMED_TOKENS = 4_096  # of the pass that is timed, at most
+_PRODUCT, _ADDED, _REPEATS = 1_024, 2**24, 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device does in a second.
+
+    Attributes:
+        flops: floating-point operations of products of matrices.
+        traffic: bytes read and written by other operations; infinite: they are not counted.
+        correction: measured over expected seconds of a pass of the model itself; None where none was timed.
+    """
+
+    flops: float
+    traffic: float
+    correction: float | None = None
+
+    def seconds(self, counted: Pass) -> float:
+        """Of a forward and backward pass."""
+        return (counted.flops / self.flops + counted.traffic / self.traffic) * (self.correction or 1.0)
+
+    def forward(self, counted: Pass) -> float:
+        """Of its forward pass."""
+        return self.seconds(counted) * counted.forward / counted.flops
+
+
+def machine(dtype: str, device: str, tflops: float | None, bandwidth: float | None) -> Machine:
+    """The speed of this machine, or of another that is described.
+
+    Args:
+        dtype, device: of the products that are timed.
+        tflops: 1e12 operations per second; None: a product of matrices is timed here.
+        bandwidth: GB per second; None: an addition is timed here, or, where `tflops` describes another machine, not counted.
+    """
+    traffic = float("inf") if bandwidth is None else bandwidth * 1e9
+    if tflops is not None:
+        return Machine(tflops * 1e12, traffic)
+    square = torch.randn(_PRODUCT, _PRODUCT, device=device).to(getattr(torch, dtype))
+    flops = 2 * _PRODUCT**3 / median(_seconds(lambda: square @ square, device))
+    if bandwidth is None:
+        long = torch.zeros(_ADDED, device=device)
+        traffic = 3 * long.nbytes / median(_seconds(lambda: long + long, device))
+    return Machine(flops, traffic)
+
+
+def timed(here: Machine, given: Opened, plan: Plan, shapes: Shapes) -> Machine:
+    """The machine, corrected by a training pass of the model itself on as many of the plan's tokens as are quick to run."""
+    model, samples = given.model, max(1, min(plan.batch_size, TIMED_TOKENS // plan.length))
+    ids = torch.zeros(samples, plan.length, dtype=torch.long, device=model.device)
+
+    def once() -> None:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        model.zero_grad()
+
+    expected = here.seconds(shapes.training(samples, plan.length))
+    return replace(here, correction=median(_seconds(once, model.device.type)) / expected)
+
+
+def seconds(found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated: Mapping[str, int]) -> dict[str, float]:
+    """Seconds of every part of a run. Shares that need refining take more: up to `share_passes` - 2 readings in such a step.
+
+    Args:
+        found: the model.
+        plan: the run.
+        shapes: of the same model.
+        here: where it runs.
+        ablated: components ablated one at a time at both ends, by kind.
+    """
+    step = shapes.training(plan.batch_size, plan.length, checkpointing=plan.checkpointing)
+    trained = plan.lora * found.sides * 4 if plan.lora else found.bytes
+    training = plan.max_steps * (plan.accumulation * here.seconds(step) + OPTIMIZER * trained / here.traffic)
+    parts = {"training": training, "recorder without probes": OVERHEAD * training}
+    if plan.runs_again(found.small):
+        again = shapes.training(plan.batch_size, plan.length)
+        parts["training batches run again"] = plan.max_steps * plan.accumulation * here.seconds(again)
+    if not plan.probes:
+        return parts
+    samples = min(plan.probe_samples, BATCH_SIZE)
+    reading, repeats = shapes.probe(samples, plan.length, plan.response), plan.probes * ceil(plan.probe_samples / BATCH_SIZE)
+    forward = here.forward(reading)
+    half = ABLATED * (found.layers + 1) / (2 * found.layers) * forward
+    row = SOFTMAX * samples * plan.response * found.rows * 4 / here.traffic
+    singles = ablated["neuron"] * half + ablated["row"] * row
+    grafted = min(found.layers * min(found.neurons, GRAFTED_NEURONS), ablated["neuron"]) + min(GRAFTED_ROWS, ablated["row"])
+    return parts | {
+        "readings of probe sets": (plan.max_steps + 1) * repeats * here.seconds(reading),
+        "exact ablation of heads": plan.ablated_at * repeats * ablated["head"] * half,
+        "exact ablation of neurons and rows, at both ends": 2 * repeats * singles,
+        "causes on training samples": (ablated["head"] * half + singles) * CAUSE_SAMPLES / samples,
+        "grafts": 2 * (ablated["head"] + plan.probes * grafted) * repeats * forward,
+    }
+
+
+def _seconds(run: Callable[[], object], device: str) -> list[float]:
+    """Of some calls, after one that is not counted."""
+    found = []
+    for turn in range(1 + _REPEATS):
+        begun = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if turn:
+            found.append(time.perf_counter() - begun)
+    return found
