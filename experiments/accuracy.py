@@ -1,59 +1,92 @@
-"""How accurate each score of a cause is: `python -m experiments.accuracy [--model planted] [--out results/accuracy.md]`.
+"""How accurate each score of a cause is: `python -m experiments.accuracy [--model planted FOLDER --data TEXT]`.
 
-For every method and kind of component, on held-out samples of the model:
-    exact        Spearman's rank correlation over components with exact ablation of each alone
-    linear       linear ablation score: Spearman over random sets of components of one kind between the sum of their scores and
-                 the effect of ablating the set jointly; sets hold a tenth, or half, of the components of every layer
-    ceiling      how well exact ablation on one half of the samples ranks that on the other, corrected to the whole
-                 (Spearman-Brown): no score can be asked to agree better than that
-    passes       forward passes over the samples for all components, a backward pass counting as two
-    time         seconds, in units of one forward and backward pass on the same samples in the same run
+Scores of components are compared with exact ablation of each component alone, and their sums with exact ablation of random
+sets, on the same samples. Figures are Spearman's rank correlations but for `top`; in brackets, 95 % bootstrap intervals over
+samples, and over random sets where there are any.
 
-Ablation is by zero. What is read is the metric of the embedded study (logit difference) on `planted`, log-odds per token where
-samples have no contrasts.
+    exact        of score and ablation effect, over the components of a kind
+    size         the same of both without sign, which is all that a rival without sign can be asked for
+    top          share of the 5 % of components (three at least) with the largest ablation effects, by size, that are among as
+                 many with the largest scores
+    linear       linear ablation score: over random sets of components of a kind, of the sum of scores and the effect of
+                 ablating the set jointly; a set holds so large a share of each layer's components (one at least)
+    halves       the figure before it, with the score from one half of the samples and the ablation from the other half, mean
+                 over random splits. Of the row `ablation` this is the noise ceiling: how far half of the samples fix the
+                 ranking at all. It is not corrected to all samples (Spearman-Brown), which for rank correlations is a guess.
+    passes       forward passes over the samples for all components of all kinds, a backward pass counting as two
+    time         seconds of that, in units of one forward and backward pass over the same samples in the same turn (the first
+                 16 samples; median over turns)
+
+A score and the ablation that it is compared with see the same samples, so that `exact` may well exceed the ceiling; what it
+tells beyond these samples is in `halves`. The last three rows are rivals that nobody would call an attribution: the size of
+the activation (root of summed squares over tokens), the norm of the output weights, and random numbers.
+
+Ablation replaces by zero, rows by the mean over the vocabulary; gradient and integrated have the same references, conductance
+has a path of its own, from the mean embedding. Effects are of single components and of integrals as their methods define them:
+`integrated` shares out what all components do together and `conductance` what passes through, so that to disagree with single
+ablations is no error of theirs.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import tyro
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
+from tqdm import tqdm
 
-from attribution.causes import Causes, ablate, attribute
+from attribution.capture import evaluating, scored_logits, sites, tapped
+from attribution.causes import BATCH_SIZE, attribute, batches_with_values
+from attribution.causes.ablation import ablate_sets
+from attribution.causes.direct import direct_sets
+from attribution.causes.gradient import by_unit, per_sample
 from attribution.components import KINDS, Components
+from attribution.errors import AttributionError, ConfigError, DataError
+from attribution.metrics import metric_named
 from attribution.models import load
-from attribution.samples import Sample, read_samples, samples_from_text
-from attribution.updates.share import read as gradients_of
+from attribution.samples import Batch, Encoded, Sample, batches, encode, read_samples, samples_from_text
+from attribution.updates.provenance import versions
 from attribution.worlds import planted
+from experiments.speed import interleaved
 
-METHODS: dict[str, dict[str, Any]] = {
-    "ablation": {},
-    "ablation, direct": {"path": "direct"},
-    "gradient": {"method": "gradient"},
-    "integrated": {"method": "integrated"},
-    "conductance": {"method": "conductance"},
+TOGETHER = "head and neuron"
+GROUPS = {**{kind: (kind,) for kind in KINDS}, TOGETHER: ("head", "neuron")}
+SHARES = (0.1, 0.5)  # of a layer's components in a random set
+TOP, AT_LEAST = 0.05, 3  # largest components: a share of them, and at least so many
+SPLITS, DRAWS = 20, 500  # of the samples into halves, and of the bootstrap
+TIMED, TURNS = 16, 3  # samples of what is timed, and how often
+WORDS = {"prompt_words": 10, "response_words": 2}  # of samples cut from a text
+ABOUT = {
+    "planted": "embedded; prompts in which two cues stand and conflict",
+    "stories260K": "a Llama of 0.26 M parameters trained on TinyStories by Andrej Karpathy (llama2.c, tinyllamas; MIT licence)",
+    "campfire-heldout.md": "campfire stories of github.com/erikhyrkas/snakes (MIT licence)",
 }
-SHARES = (0.1, 0.5)  # of the components of a kind and layer in a random set
-HALVES = 20  # ways to split the samples
-TURNS = 3  # of everything that is timed
 
 
 class Subject(NamedTuple):
-    """A model, and samples that it can be read on."""
+    """A model, and samples that it can be read on.
+
+    Attributes:
+        name, data: of the model and of where its samples come from, as the table tells them.
+        metric: what is read.
+    """
 
     name: str
+    data: str
     model: Any
     tokenizer: Any
     samples: Sequence[Sample]
     metric: str
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        return encode(self.tokenizer, self.samples)
 
 
 def main(
@@ -63,133 +96,281 @@ def main(
     samples: int = 64,
     sets: int = 200,
 ) -> None:
-    """Measure every method on every model and write the table.
+    """Measure every method on every model, and write the table: about ten minutes on an idle core for two small models.
+
+    Rows of other models that stand beside `out` already stay. Each model is written when it is done, so that after a kill only
+    those that are missing need be named again.
 
     Args:
         model: embedded models, folders or hub ids.
         data: of models that are not embedded: JSONL of samples, or a text file to cut samples from.
-        out: Markdown file to write.
+        out: Markdown file to write, with the same as a table in parquet beside it.
         samples: read so many.
         sets: random sets of each kind and share, at least 200 for a table to be shown.
     """
     torch.set_num_threads(1)
-    rows = pd.concat([accuracy(subject(name, data, samples), sets) for name in model], ignore_index=True)
-    rows.to_parquet(out.with_suffix(".parquet"), index=False)
-    out.write_text(page(rows, samples, sets), encoding="utf-8")
-    print(out.read_text(encoding="utf-8"))
-    print(out)
+    try:
+        subjects = [subject(name, data, samples) for name in model]
+    except AttributionError as error:
+        raise SystemExit(str(error)) from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = out.with_suffix(".parquet")
+    for given in subjects:
+        rows = accuracy(given, sets)
+        if table.exists():
+            others = pd.read_parquet(table).query("model != @given.name")
+            rows = pd.concat([others, rows], ignore_index=True).sort_values("model", kind="stable", ignore_index=True)
+        rows.to_parquet(table, index=False)
+        out.write_text(page(rows), encoding="utf-8")
+    print(short(pd.read_parquet(table)), out, sep="\n")
 
 
 def subject(name: str, data: str | None, count: int) -> Subject:
-    """A model with samples: of the world `planted` in conflict, or of the user's file."""
-    model, tokenizer = load(name)
-    if name.startswith("planted"):
+    """A model with samples: of the world `planted` in conflict, or of the user's file.
+
+    Raises:
+        ConfigError: no samples are named for a model that needs them.
+        DataError: they cannot be read.
+        ModelError: as `load`.
+    """
+    if name.split("/")[0] == "planted":
         found = [Sample(**row) for row in planted.prompts(count, 5, star="conflict")]
-        return Subject(name, model, tokenizer, found, "logit_difference")
+        return Subject(name, "", *load(name), found, "logit_difference")
     if data is None:
-        raise SystemExit(f"{name} is not embedded; name its samples with --data")
+        raise ConfigError(f"samples for {name!r} are not known; name a JSONL or text file with --data")
+    return Subject(Path(name).name, Path(data).name, *load(name), _samples(data, count), "log_odds_per_token")
+
+
+def _samples(data: str, count: int) -> list[Sample]:
     if data.endswith(".jsonl"):
-        found = read_samples(data)[:count]
-    else:
-        found = samples_from_text(Path(data).read_text(encoding="utf-8"), prompt_words=12, response_words=3, limit=count)
-    return Subject(Path(name).name, model, tokenizer, found, "log_odds_per_token")
+        return read_samples(data)[:count]
+    try:
+        text = Path(data).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(f"cannot read text from {data}: {reason}; name a text file, or JSONL of samples") from None
+    return samples_from_text(text, **WORDS, limit=count)
+
+
+# Scores: of every component on every sample, Float [component, sample], and the passes that they took.
+
+Scores = tuple[np.ndarray, float]
+
+
+def attributed(**asked: Any) -> Callable[[Subject], Scores]:
+    """The scores of a method of `attribute`."""
+
+    def scores(given: Subject) -> Scores:
+        found = attribute(given.model, given.tokenizer, given.samples, metric=given.metric, **asked)
+        return found.per_sample.double().numpy(), found.passes
+
+    return scores
+
+
+@torch.no_grad()
+def activation_sizes(given: Subject) -> Scores:
+    """Root of the sum over tokens of the squared activation; of a row, of its logit less the mean over the vocabulary."""
+    index, found = Components(given.model), []
+    with evaluating(index.parts.model):
+        for batch in batches(given.encoded, BATCH_SIZE):
+            with tapped(index.parts, sites(index.parts)) as seen:
+                logits = scored_logits(index.parts, batch)
+            tokens = {site: value * batch.mask[..., None] for site, value in seen.items()}
+            units = by_unit(index.parts, {site: (value, value) for site, value in tokens.items()})
+            rows = per_sample((logits - logits.mean(-1, keepdim=True)).square(), batch)
+            found.append(torch.cat([units, rows]).sqrt())
+    return torch.cat(found, dim=1).double().numpy(), 1.0
+
+
+def weight_norms(given: Subject) -> Scores:
+    """Norm of the output weights, the same on every sample."""
+    index = Components(given.model)
+    squares = index.reduce(lambda use: use.parameter.detach().square(), output_only=True)[torch.as_tensor(index.output_groups)]
+    return np.tile(squares.sqrt().numpy()[:, None], len(given.samples)), 0.0
+
+
+def random_numbers(given: Subject) -> Scores:
+    """The same on every sample."""
+    drawn = np.random.default_rng(1).normal(size=(len(Components(given.model)), 1))
+    return np.tile(drawn, len(given.samples)), 0.0
+
+
+ABLATION = "ablation"
+METHODS: dict[str, Callable[[Subject], Scores]] = {
+    ABLATION: attributed(),
+    "ablation, direct": attributed(path="direct"),
+    "gradient": attributed(method="gradient"),
+    "integrated": attributed(method="integrated"),
+    "conductance": attributed(method="conductance"),
+    "activation size": activation_sizes,
+    "weight norm": weight_norms,
+    "random": random_numbers,
+}
+
+
+# What they are compared with
 
 
 def accuracy(given: Subject, sets: int) -> pd.DataFrame:
-    """One row per method and kind: model, method, kind, exact, linear .1, linear .5, ceiling, passes, time."""
-    unit = seconds(lambda: _forward_and_backward(given))
-    exact = _attributed(given)
-    tables = {name: (exact if name == "ablation" else _attributed(given, **asked)) for name, asked in METHODS.items()}
-    times = {name: seconds(lambda asked=asked: _attributed(given, **asked)) / unit for name, asked in METHODS.items()}
-    joint = {(kind, share): joint_effects(given, kind, share, sets) for kind in KINDS for share in SHARES}
+    """One row per method and kind: what was read and how, and the columns that the first lines of this file tell."""
+    kinds = Components(given.model).table["kind"]
+    scores, joint = {}, {}
+    with tqdm(total=len(METHODS) + len(GROUPS) * len(SHARES) + 1, desc=given.name, unit="step") as bar:
+        for name, method in METHODS.items():
+            scores[name] = method(given)
+            bar.update()
+        for group, share in ((group, share) for group in GROUPS for share in SHARES):
+            joint[group, share] = joint_effects(given, GROUPS[group], share, sets)
+            bar.update()
+        times = relative_times(given)
+        bar.update()
+    libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
+    about = {"metric": given.metric, "samples": len(given.samples), "sets": sets, "versions": libraries}
     rows = []
-    for name, causes in tables.items():
-        for kind in KINDS:
-            chosen = (exact.table["kind"] == kind).to_numpy()
-            score = causes.table.loc[chosen, "effect"].to_numpy()
-            row = {"model": given.name, "method": name, "kind": kind}
-            row["exact"] = spearman(score, exact.table.loc[chosen, "effect"].to_numpy())
-            for share in SHARES:
-                members, effects = joint[kind, share]
-                row[f"linear {share:g}"] = spearman(members @ score, effects)
-            rows.append(row | {"ceiling": ceiling(exact, chosen), "passes": causes.passes, "time": times[name]})
+    for (name, (score, passes)), group in ((each, group) for each in scores.items() for group in GROUPS):
+        chosen = kinds.isin(GROUPS[group]).to_numpy()
+        score, exact = score[chosen], scores[ABLATION][0][chosen]
+        row = {"model": given.name, "data": given.data, "method": name, "kind": group, **agreement("exact", score, exact)}
+        row |= {"size": float(spearman(*(abs(each.mean(1)) for each in (score, exact)))), "top": recall(score, exact)}
+        for share in SHARES:
+            members, effects = joint[group, share]
+            row |= agreement(f"linear {share:g}", members @ score, effects, redrawn=True)
+        rows.append(row | {"passes": passes, "time": times[name], **about})
     return pd.DataFrame(rows)
 
 
-def joint_effects(given: Subject, kind: str, share: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random sets of one kind: Bool [set, component of that kind], and the effect of ablating each, Float [set]."""
-    table = Components(given.model).table
-    table = table[table["kind"] == kind].reset_index(drop=True)
-    draw = np.random.default_rng(0)
-    members = np.zeros((count, len(table)), dtype=bool)
-    for places in table.groupby("layer").indices.values():
-        some = max(1, round(share * len(places)))
+def joint_effects(given: Subject, kinds: Sequence[str], share: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ablate random sets jointly, each of so large a share of the components of every layer and kind.
+
+    Returns:
+        Which components of these kinds a set holds, Bool [set, component]; the effects, Float [set, sample].
+    """
+    index = Components(given.model)
+    places = np.flatnonzero(index.table["kind"].isin(kinds))
+    draw, members = np.random.default_rng(0), np.zeros((count, len(places)), dtype=bool)
+    for own in index.table.iloc[places].reset_index(drop=True).groupby(["kind", "layer"]).indices.values():
         for row in members:
-            row[draw.choice(places, some, replace=False)] = True
-    sets = {str(number): table[row] for number, row in enumerate(members)}
-    found = ablate(given.model, given.tokenizer, given.samples, sets, metric=given.metric)
-    return members, found["effect"].to_numpy()
+            row[draw.choice(own, max(1, round(share * len(own))), replace=False)] = True
+    sets = {str(number): places[row] for number, row in enumerate(members)}
+    ablated = direct_sets if tuple(kinds) == ("row",) else ablate_sets  # all that a row does is direct, and needs no pass
+    read, batched = metric_named(given.metric), batches_with_values(index.parts, given.encoded, "zero", None)
+    with evaluating(index.parts.model):
+        found = [ablated(index, sets, batch, values, read).effect for batch, values in batched]
+    return members, torch.cat(found, dim=1).double().numpy()
 
 
-def ceiling(exact: Causes, chosen: np.ndarray) -> float:
-    """Spearman between random halves of the samples, mean over draws, as of twice as many samples (Spearman-Brown)."""
-    effects = exact.per_sample[torch.as_tensor(chosen.copy())].double().numpy()
-    draw, halves = np.random.default_rng(0), []
-    for _ in range(HALVES):
-        order = draw.permutation(effects.shape[1])
-        one, other = np.array_split(order, 2)
-        halves.append(spearman(effects[:, one].mean(1), effects[:, other].mean(1)))
-    half = float(np.mean(halves))
-    return 2 * half / (1 + half)
+def relative_times(given: Subject) -> dict[str, float]:
+    """Seconds of each method in units of one forward and backward pass in the same turn, median over turns."""
+    few = given._replace(samples=given.samples[:TIMED])
+    index, read, encoded = Components(given.model), metric_named(given.metric), batches(few.encoded, BATCH_SIZE)
+
+    def total(batch: Batch) -> torch.Tensor:
+        return read(scored_logits(index.parts, batch), batch).sum()
+
+    def unit() -> None:
+        for batch in encoded:
+            torch.autograd.grad(total(batch), list(index.stored.values()))
+
+    turns = {"": unit, **{name: lambda method=method: method(few) for name, method in METHODS.items()}}
+    with evaluating(index.parts.model):
+        seconds = interleaved(turns, TURNS)
+    return {name: float(np.median(np.divide(seconds[name], seconds[""]))) for name in METHODS}
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """NaN where either does not vary."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    return float(spearmanr(one, other).statistic)
+# Statistics
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Median over turns."""
-    taken = []
-    for _ in range(TURNS):
-        begun = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - begun)
-    return median(taken)
+def agreement(name: str, predicted: np.ndarray, measured: np.ndarray, redrawn: bool = False) -> dict[str, float]:
+    """Spearman's correlation of the means over samples, with its interval, and across halves of the samples.
+
+    Args:
+        name: of the column; the others are name low, name high and name halves.
+        predicted, measured: Float [unit, sample].
+        redrawn: whether the units are a random draw too, so that the bootstrap redraws them.
+    """
+    draw, count = np.random.default_rng(0), predicted.shape[1]
+    weights = draw.multinomial(count, np.full(count, 1 / count), size=DRAWS).T / count  # [sample, draw]
+    again = predicted @ weights, measured @ weights
+    if redrawn:
+        units = draw.integers(len(predicted), size=again[0].shape)
+        again = tuple(np.take_along_axis(each, units, axis=0) for each in again)
+    low, high = np.percentile(spearman(*again), [2.5, 97.5])
+    first = np.argsort(draw.random((count, SPLITS)), axis=0) < count // 2  # [sample, split]
+    one, other = (half / half.sum(0) for half in (first, ~first))
+    halves = np.concatenate([spearman(predicted @ one, measured @ other), spearman(predicted @ other, measured @ one)])
+    value = float(spearman(predicted.mean(1), measured.mean(1)))
+    return {name: value, f"{name} low": float(low), f"{name} high": float(high), f"{name} halves": float(halves.mean())}
 
 
-def page(rows: pd.DataFrame, samples: int, sets: int) -> str:
-    """The table as Markdown."""
-    shown = rows.assign(
-        **{name: rows[name].map("{:+.2f}".format) for name in rows.columns[3:-2]},
-        passes=rows["passes"].map("{:,.0f}".format),
-        time=rows["time"].map("{:,.1f}".format),
-    )
-    lines = ["| " + " | ".join(shown.columns) + " |", "|" + "---|" * len(shown.columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.itertuples(index=False)]
-    return f"{_HEAD.format(samples=samples, sets=sets)}\n" + "\n".join(lines) + "\n"
+def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Rank correlation down the first axis; NaN where either does not vary."""
+    ranks = [rankdata(each, axis=0) - (len(each) + 1) / 2 for each in (one, other)]
+    with np.errstate(invalid="ignore"):
+        return (ranks[0] * ranks[1]).sum(0) / np.sqrt((ranks[0] ** 2).sum(0) * (ranks[1] ** 2).sum(0))
 
 
-def _attributed(given: Subject, **asked: Any) -> Causes:
-    return attribute(given.model, given.tokenizer, given.samples, metric=given.metric, **asked)
+def recall(score: np.ndarray, exact: np.ndarray) -> float:
+    """Share of the components with the largest exact effects that are among as many with the largest scores, by size."""
+    count = max(AT_LEAST, math.ceil(TOP * len(score)))
+    largest = (np.argsort(-abs(each.mean(1)), kind="stable")[:count] for each in (score, exact))
+    return len(np.intersect1d(*largest)) / count
 
 
-def _forward_and_backward(given: Subject) -> None:
-    from attribution.metrics import metric_named
-    from attribution.samples import batches, encode
-
-    encoded = encode(given.tokenizer, given.samples)
-    gradients_of(Components(given.model), batches(encoded, 64), metric_named(given.metric))
+# The page
 
 
-_HEAD = """# How accurate each score is
+def page(rows: pd.DataFrame) -> str:
+    """Every figure as Markdown, model by model."""
+    parts = [f"# {__doc__}"]
+    for name, own in rows.groupby("model"):
+        first = own.iloc[0]
+        samples = f"{first['samples']} samples" + (f" of {_named(first['data'])}" if first["data"] else "")
+        parts.append(f"## {name}\n")
+        parts.append(f"{_named(str(name))}. {samples}, {first['metric']}, {first['sets']} random sets of each kind and share.")
+        parts.append(f"Measured with one thread on a CPU; {first['versions']}.\n\n{_table(_cells(own))}")
+    return "\n".join(parts)
 
-Written by `python -m experiments.accuracy`, whose first lines say what the columns are: {samples} samples, {sets} random sets
-of each kind and share, ablation by zero. Time is in units of one forward and backward pass; passes and time are of all
-kinds together.
-"""
+
+def short(rows: pd.DataFrame) -> str:
+    """The table of the README: methods and the best of their rivals; `exact / linear 0.5`, by kind."""
+    lines = []
+    for name, own in rows.groupby("model"):
+        for method in [each for each in METHODS if each not in ("weight norm", "random")]:
+            found = own[own["method"] == method].set_index("kind")
+            line = {"model": name, "method": method} | {kind: _pair(found.loc[kind], "") for kind in GROUPS}
+            lines.append(line | {"passes": _whole(found["passes"].iloc[0]), "time": _whole(found["time"].iloc[0])})
+        found = own[own["method"] == ABLATION].set_index("kind")
+        line = {"model": name, "method": "noise ceiling"} | {kind: _pair(found.loc[kind], " halves") for kind in GROUPS}
+        lines.append(line | {"passes": "", "time": ""})
+    return _table(pd.DataFrame(lines))
+
+
+def _pair(row: pd.Series, which: str) -> str:
+    return f"{row[f'exact{which}']:.2f} / {row[f'linear 0.5{which}']:.2f}"
+
+
+def _cells(rows: pd.DataFrame) -> pd.DataFrame:
+    shown = rows[["method", "kind"]].copy()
+    for name in ("exact", "size", "top", *(f"linear {share:g}" for share in SHARES)):
+        shown[name] = rows[name].map("{:.2f}".format)
+        if f"{name} low" in rows:
+            ends = zip(shown[name], rows[f"{name} low"], rows[f"{name} high"], strict=True)
+            shown[name] = [f"{value} [{low:.2f}, {high:.2f}]" for value, low, high in ends]
+            shown[f"{name}, halves"] = rows[f"{name} halves"].map("{:.2f}".format)
+    return shown.assign(passes=rows["passes"].map(_whole), time=rows["time"].map("{:,.1f}".format))
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _table(cells: pd.DataFrame) -> str:
+    lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _named(name: str) -> str:
+    return f"`{name}`: {ABOUT[name]}" if name in ABOUT else f"`{name}`"
 
 
 if __name__ == "__main__":
