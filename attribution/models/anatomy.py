@@ -99,10 +99,15 @@ def anatomy(model: nn.Module) -> Anatomy:
     """Resolve a model (or a trainer's wrapper around it) to its parts.
 
     Raises:
-        ModelError: unknown architecture, or sizes that contradict the row.
+        ModelError: unknown architecture, no unembedding, or sizes that contradict the row.
     """
     base = _unwrap(model)
     row = row_of(base.config.model_type)
+    unembedding: Any = base.get_output_embeddings()
+    if unembedding is None:
+        raise ModelError(
+            f"{type(base).__name__} has no unembedding, so that it is no causal language model; open one with attribution.load"
+        )
     layers = tuple(child(base, row.layers).children())
     if not layers:
         raise ModelError(f"{type(base).__name__} has no layers at {row.layers!r}; attribution needs at least one")
@@ -115,7 +120,6 @@ def anatomy(model: nn.Module) -> Anatomy:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     if width != heads * head_dim:
         raise ModelError(f"{row.attention_out} reads {width} features, expected {heads} heads x {head_dim}; the row is wrong")
-    unembedding: Any = base.get_output_embeddings()
     return Anatomy(
         model=base,
         row=row,
