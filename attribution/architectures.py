@@ -38,6 +38,7 @@ class Architecture:
         final_norm: path of the norm before the unembedding.
         attention_post_norm, mlp_post_norm: norms between the linear and the residual stream, if any.
         transposed: weights are stored [in, out] (transformers' Conv1D) instead of [out, in].
+        experts: `mlp_out` is a module of experts, a mixture; a neuron is (expert, neuron), see `models.experts`.
     """
 
     layers: str
@@ -48,6 +49,12 @@ class Architecture:
     attention_post_norm: str | None = None
     mlp_post_norm: str | None = None
     transposed: bool = False
+    experts: bool = False
+
+    @property
+    def mlp(self) -> str:
+        """Path of the module around `mlp_out`."""
+        return self.mlp_out.rpartition(".")[0]
 
 
 _LLAMA = Architecture(
@@ -64,6 +71,7 @@ _LLAMA = Architecture(
     final_norm="model.norm",
 )
 
+_MIXTURE = replace(_LLAMA, mlp_out="mlp.experts", projections=_LLAMA.projections[:3], experts=True)
 _POST_NORMS = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -88,6 +96,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             Projection("mlp.gate_up_proj", ("gate", "up")),
         ),
     ),
+    "mixtral": _MIXTURE,
+    "olmoe": _MIXTURE,
+    "qwen3_moe": _MIXTURE,
     "gpt2": Architecture(
         layers="transformer.h",
         attention_out="attn.c_proj",

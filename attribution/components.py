@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.errors import ConfigError
-from attribution.models import Anatomy, anatomy
+from attribution.models import Anatomy, ExpertsOut, anatomy
 
 KINDS = ("head", "neuron", "row")
 OUTPUT = "writing"  # the part whose <weight, gradient> is the component's first-order cause
@@ -43,15 +43,15 @@ class Use:
     Attributes:
         name: the parameter's name under the module that uses it.
         module, attribute: where to find it; looked up anew each time, since `untied` replaces one.
-        axis: the axis along which owners differ, None where one group owns all.
-        owners: group id per index along `axis`; a single id where axis is None.
+        axes: the axes along which owners differ, ascending; none where one group owns all.
+        owners: group id per index along `axes`, flat; a single id where there are none.
         output: whether it holds output weights of components.
     """
 
     name: str
     module: nn.Module
     attribute: str
-    axis: int | None
+    axes: tuple[int, ...]
     owners: Tensor
     output: bool
 
@@ -60,12 +60,15 @@ class Use:
         return getattr(self.module, self.attribute)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sum of an array shaped like the parameter over every axis but `axis`: one number per owner entry."""
+        """Sum of an array shaped like the parameter over every axis but `axes`: one number per owner entry."""
         wide = torch.promote_types(values.dtype, torch.float32)  # half precision would round, or overflow
-        if self.axis is None:
-            return values.sum(dtype=wide).reshape(1)
-        others = [axis for axis in range(values.ndim) if axis != self.axis]
-        return values.sum(others, dtype=wide) if others else values.to(wide)
+        others = [axis for axis in range(values.ndim) if axis not in self.axes]
+        return (values.sum(others, dtype=wide) if others else values.to(wide)).reshape(-1)
+
+    def spread(self, each: Tensor) -> Tensor:
+        """One number, or truth, per owner entry, where the parameter is and shaped to broadcast against it."""
+        shape = [size if axis in self.axes else 1 for axis, size in enumerate(self.parameter.shape)]
+        return each.view(shape).to(self.parameter.device)
 
 
 class Components:
@@ -267,28 +270,34 @@ class Components:
         for path, module in self.parts.model.named_modules():
             for attribute, _ in module.named_parameters(recurse=False, remove_duplicate=False):
                 name = f"{path}.{attribute}" if path else attribute
-                if attribute != "weight" or module not in claims:
+                if (module, attribute) not in claims:
                     group = self._remainder_group(layer_of.get(module, -1), self._remainder_name(module, attribute))
-                    yield Use(name, module, attribute, None, torch.tensor([group]), False)
+                    yield Use(name, module, attribute, (), torch.tensor([group]), False)
                     continue
-                axis, owners, output = claims[module]
-                yield Use(name, module, attribute, axis, owners, output)
+                yield Use(name, module, attribute, *claims[module, attribute])
 
-    def _claims(self) -> Iterator[tuple[nn.Module, tuple[int, Tensor, bool]]]:
-        """(module, (axis, owners, output)) for every matrix that components own."""
+    def _claims(self) -> Iterator[tuple[tuple[nn.Module, str], tuple[tuple[int, ...], Tensor, bool]]]:
+        """((module, attribute), (axes, owners, output)) for every parameter that components own."""
         p = self.parts
         reads, writes = (1, 0) if p.row.transposed else (0, 1)  # axis of output features, of input features
         for layer in range(p.depth):
-            yield p.attention_out[layer], (writes, self._ids("head", "writing", layer).repeat_interleave(p.head_dim), True)
-            yield p.mlp_out[layer], (writes, self._ids("neuron", "writing", layer), True)
+            heads, neurons = self._ids("head", "writing", layer), self._ids("neuron", "writing", layer)
+            yield (p.attention_out[layer], "weight"), ((writes,), heads.repeat_interleave(p.head_dim), True)
+            out = p.mlp_out[layer]
+            if isinstance(out, ExpertsOut):  # [expert, width, neuron], and gates before inputs as [expert, 2 x neuron, width]
+                gating = self._ids("neuron", "gating", layer).view(p.experts, 1, -1).expand(-1, 2, -1)
+                yield (out.experts, "down_proj"), ((0, 2), neurons, True)
+                yield (out.experts, "gate_up_proj"), ((0, 1), gating.flatten(), False)
+            else:
+                yield (out, "weight"), ((writes,), neurons, True)
             for projection in p.row.projections:
                 part_of, unit_of = p.owners(projection)
                 owners = torch.zeros_like(unit_of)
                 for place, part in enumerate(projection.parts):
                     here = part_of == place
                     owners[here] = self._owners(part, layer)[unit_of[here]]
-                yield p.projection(layer, projection), (reads, owners, False)
-        yield p.unembedding, (0, self._ids("row", "writing", 0), True)
+                yield (p.projection(layer, projection), "weight"), ((reads,), owners, False)
+        yield (p.unembedding, "weight"), ((0,), self._ids("row", "writing", 0), True)
 
     def _owners(self, part: str, layer: int) -> Tensor:
         """Group of each head, key and value head, or neuron that owns a part."""
@@ -313,6 +322,8 @@ class Components:
             return named[module]
         if "norm" in type(module).__name__.lower():
             return "norms"
+        if "router" in type(module).__name__.lower():
+            return "router"
         if isinstance(module, nn.Embedding):
             return "positions"
         return "biases" if attribute == "bias" else "other"

@@ -194,9 +194,10 @@ class Replay:
     def _read_by_logits_alone(self, edits: Mapping[nn.Module, Edit]) -> list[nn.Module]:
         """Modules of the last layer whose output matters at scored positions alone, and of whose parts none is edited."""
         parts, layer = self.parts, self.parts.depth - 1
-        mlp = parts.row.mlp_out.rpartition(".")[0]
         queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
-        found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(mlp)]
+        found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(parts.row.mlp)]
+        if parts.mlp_out[layer] in edits:  # of experts, no part of the module around them
+            found.pop()
         return [module for module in found if module in edits or not any(part in edits for part in module.modules())]
 
     def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -53,6 +53,15 @@ TINY = {
     "gemma3_text": _GEMMA,
     "phi": _COMMON,
     "phi3": {**_COMMON, "num_key_value_heads": 2},
+    "mixtral": {
+        **_COMMON, "num_key_value_heads": 2, "head_dim": 6, "intermediate_size": 4, "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+    },
+    "olmoe": {**_COMMON, "intermediate_size": 4, "num_experts": 5, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **_COMMON, "num_key_value_heads": 2, "head_dim": 6, "moe_intermediate_size": 4, "num_experts": 5,
+        "num_experts_per_tok": 2, "norm_topk_prob": True,
+    },
 }  # fmt: skip
 
 
@@ -118,7 +127,7 @@ def folder(tiny, tmp_path) -> Path:
 
 
 def _in_float64(model: torch.nn.Module) -> None:
-    """Take out what transformers rounds to float32: RMS norms, and the attention of GPT-Neo and Gemma 2."""
+    """Take out what transformers rounds to float32: RMS norms, routers, and the attention of GPT-Neo and Gemma 2."""
     for path, module in list(model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
             norm = torch.nn.RMSNorm(module.weight.shape, eps=getattr(module, "variance_epsilon", None) or module.eps)
@@ -126,6 +135,8 @@ def _in_float64(model: torch.nn.Module) -> None:
             if "Gemma" in type(module).__name__:  # its scale is 1 + weight
                 norm.register_forward_hook(lambda norm, args, _out: _gemma_norm(norm, *args))
             model.set_submodule(path, norm)
+        if type(module).__name__.endswith("TopKRouter"):
+            module.forward = partial(_route, module)
         if isinstance(module, GPTNeoSelfAttention):
             module._attn = partial(_neo_attention, module)
     if model.config._attn_implementation == "eager" and model.config.model_type == "gemma2":
@@ -136,6 +147,14 @@ def _in_float64(model: torch.nn.Module) -> None:
 
 def _gemma_norm(norm: torch.nn.RMSNorm, hidden: Tensor) -> Tensor:
     return hidden * (hidden.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * (1 + norm.weight)
+
+
+def _route(router, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = hidden.reshape(-1, router.hidden_dim) @ router.weight.T
+    scores, chosen = logits.softmax(-1).topk(router.top_k)
+    if getattr(router, "norm_topk_prob", True):  # Mixtral does always
+        scores = scores / scores.sum(-1, keepdim=True)
+    return logits, scores, chosen
 
 
 def _neo_attention(module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -234,9 +234,9 @@ def test_the_check_sees_a_layer_that_writes_something_else(tiny):
 
 def test_anatomy_knows_the_sizes(tiny, family, tied):
     parts = anatomy(tiny(family, tied))
-    wide = family in ("llama", "qwen3", "gemma2", "gemma3_text")
+    wide = family in ("llama", "qwen3", "gemma2", "gemma3_text", "mixtral", "qwen3_moe")
     assert (parts.depth, parts.heads, parts.head_dim, parts.neurons, parts.vocabulary) == (2, 4, 6 if wide else 4, 20, 23)
-    one_each = family in ("mistral", "gpt2", "gpt_neo", "gpt_neox", "phi")
+    one_each = family in ("mistral", "olmoe", "gpt2", "gpt_neo", "gpt_neox", "phi")
     assert parts.kv_heads == (4 if one_each else 1 if family == "qwen2" else 2)
     assert parts.tied == tied
     if family in ("olmo2", "gemma2", "gemma3_text"):  # what is added to the stream comes out of a norm
@@ -244,7 +244,11 @@ def test_anatomy_knows_the_sizes(tiny, family, tied):
         assert parts.branch(1, "attention") is layers[1].post_attention_layernorm
         assert parts.branch(0, "mlp") is layers[0].post_feedforward_layernorm
         return
-    assert parts.branch(1, "attention") is parts.attention_out[1] and parts.branch(0, "mlp") is parts.mlp_out[0]
+    assert parts.branch(1, "attention") is parts.attention_out[1]
+    if family in ("mixtral", "olmoe", "qwen3_moe"):
+        assert parts.experts == 5 and parts.branch(0, "mlp") is parts.layers[0].mlp
+        return
+    assert parts.experts == 1 and parts.branch(0, "mlp") is parts.mlp_out[0]
 
 
 def test_anatomy_looks_inside_wrappers(tiny):

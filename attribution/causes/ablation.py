@@ -153,7 +153,7 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
     parts, copies = replay.parts, len(units)
     activation = replay.activations[site]
     value = like(values[site], activation)
-    if site.kind == "neuron" and parts.row.mlp_post_norm is None:
+    if site.kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts:
         # What a neuron writes is added to the stream, so its own layer need not run again.
         written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
         change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]

@@ -48,9 +48,14 @@ def conductance(components: Components, batch: Batch, baseline: Tensor, metric: 
         nodes: Gauss-Legendre nodes of each piece of the path.
 
     Raises:
-        ModelError: an attention that torch cannot differentiate forward.
+        ModelError: an attention that torch cannot differentiate forward, or a mixture of experts.
     """
     parts = components.parts
+    if parts.row.experts:
+        raise ModelError(
+            "a mixture of experts has no conductance: along the path tokens jump from expert to expert, and what the metric "
+            'jumps there is no integral of a gradient; use method="ablation" or "gradient"'
+        )
     most = 0
     with torch.no_grad():
         end = parts.embedding(batch.ids).detach()  # under checkpointing it asks for a gradient

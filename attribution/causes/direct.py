@@ -23,7 +23,7 @@ from attribution.causes.reference import Values, like
 from attribution.components import Components
 from attribution.errors import ModelError
 from attribution.metrics import Metric
-from attribution.models import output_weights
+from attribution.models import ExpertsOut, output_weights
 from attribution.samples import Batch
 
 _FIT = {torch.float32: 1e-4, torch.float64: 1e-4}  # of a norm as a scale times a linear map, relative
@@ -99,9 +99,16 @@ class LastStream:
         self.bytes = size([*seen.values(), self.logits])
         self.activations = {site: value[batch.scored.to(value.device)] for site, value in seen.items()}  # [token, feature]
         self.changes = {
-            site: like(values[site], value)[batch.scored.to(value.device)] - self.activations[site]
+            site: self._routed(site, like(values[site], value) - value)[batch.scored.to(value.device)]
             for site, value in seen.items()
         }
+
+    def _routed(self, site: Site, change: Tensor) -> Tensor:
+        """As the output weights take it: what experts put out is scaled by the routing, as it is."""
+        place = site.module(self.parts)
+        if isinstance(place, ExpertsOut):
+            return change * place.scale.repeat_interleave(self.parts.neurons // self.parts.experts, -1)
+        return change
 
     @torch.no_grad()
     def written(self, site: Site, groups: np.ndarray) -> Tensor:

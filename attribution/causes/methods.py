@@ -103,6 +103,15 @@ def caveats(
             "a norm follows attention or MLP in this model, so that zero-baseline first-order causes sum to nearly zero in "
             'every layer and module: rank within a layer only and form no totals of layers, or use reference="resample"'
         )
+    if row.experts and asked.method == "integrated":
+        told.append(
+            "along the path tokens jump from expert to expert, and what the metric jumps there is in no component's effect but "
+            "in the residual"
+        )
+    if row.experts and reference != "zero":
+        told.append("where a token is not routed to an expert nothing replaces its neurons, whatever the reference")
+    if row.experts and asked.method == "gradient":
+        told.append("first order holds the choice of experts: what an ablation moves from one expert to another is not seen")
     if asked.method == "conductance" and reference == "zero":
         told.append(
             "a model that normalizes its input has no direction at zero embeddings, where the path bends without end: prefer "

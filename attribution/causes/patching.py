@@ -240,6 +240,11 @@ def wrapped(parts: Anatomy) -> Iterator[_Wrapped]:
     """The model under nnsight, for as long as the block lasts; afterwards every module is as it was."""
     from nnsight import NNsight
 
+    if parts.row.experts:
+        raise ModelError(
+            f"{type(parts.model).__name__} is a mixture of experts, into which neurons are not pasted: two models send a token "
+            "to experts of their own; use ablate on each"
+        )
     inner = parts.model.base_model
     paths = {module: path for path, module in inner.named_modules()}
     before = {module: dict(module.__dict__) for module in inner.modules()}

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from attribution.errors import ConfigError, ModelError
 from attribution.models.anatomy import Anatomy, anatomy, output_weights, row_of
+from attribution.models.experts import ExpertsOut
 from attribution.models.identities import IDENTITY_TOLERANCE, check
 
 EMBEDDED = Path(__file__).parents[1] / "worlds" / "data"
@@ -147,5 +148,6 @@ def _first_line(error: Exception) -> str:
 
 
 __all__ = [
-    "EMBEDDED", "IDENTITY_TOLERANCE", "Anatomy", "Loaded", "anatomy", "check", "embedded", "load", "locate", "output_weights",
+    "EMBEDDED", "IDENTITY_TOLERANCE", "Anatomy", "ExpertsOut", "Loaded", "anatomy", "check", "embedded", "load", "locate",
+    "output_weights",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from attribution.architectures import ARCHITECTURES, Architecture, Projection
 from attribution.errors import ModelError
+from attribution.models.experts import ExpertsOut, experts_out
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Anatomy:
     vocabulary: int
 
     @property
+    def experts(self) -> int:
+        """Experts of a layer, 1 where there is no mixture: neuron n of expert e has the index e x (neurons / experts) + n."""
+        return self.mlp_out[0].experts.num_experts if isinstance(self.mlp_out[0], ExpertsOut) else 1
+
+    @property
     def depth(self) -> int:
         return len(self.layers)
 
@@ -46,6 +52,8 @@ class Anatomy:
     def branch(self, layer: int, which: str) -> nn.Module:
         """The module whose output is added to the residual stream. `which`: "attention" or "mlp"."""
         post_norm = getattr(self.row, f"{which}_post_norm")
+        if which == "mlp" and self.row.experts:
+            return child(self.layers[layer], self.row.mlp)
         return child(self.layers[layer], post_norm) if post_norm else getattr(self, f"{which}_out")[layer]
 
     def projection(self, layer: int, projection: Projection) -> nn.Module:
@@ -113,7 +121,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         raise ModelError(f"{type(base).__name__} has no layers at {row.layers!r}; attribution needs at least one")
     config = base.config
     attention_out = tuple(child(layer, row.attention_out) for layer in layers)
-    mlp_out = tuple(child(layer, row.mlp_out) for layer in layers)
+    mlp_out = tuple(_mlp_out(layer, row, base) for layer in layers)
     heads = config.num_attention_heads
     width = _in_features(attention_out, row.attention_out, base, row)
     features = _in_features(mlp_out, row.mlp_out, base, row)
@@ -138,7 +146,12 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 
 def output_weights(module: nn.Module, row: Architecture) -> Tensor:
-    """Weights of an attention-out or MLP-out linear as [residual width, inputs], a view."""
+    """Weights of an attention-out or MLP-out linear as [residual width, inputs], a view; of experts, a copy.
+
+    What an expert's neuron writes is scaled by the routing weight of its token, `ExpertsOut.scale`.
+    """
+    if isinstance(module, ExpertsOut):
+        return module.weight
     weight = module.get_parameter("weight")
     return weight.T if row.transposed else weight
 
@@ -177,6 +190,18 @@ def _unwrap(model: nn.Module) -> PreTrainedModel:
             )
         model = inner
     return model
+
+
+def _mlp_out(layer: nn.Module, row: Architecture, base: PreTrainedModel) -> nn.Module:
+    if not row.experts:
+        return child(layer, row.mlp_out)
+    block = child(layer, row.mlp)
+    if not hasattr(block, row.mlp_out.rpartition(".")[2]):
+        raise ModelError(
+            f"a layer of {type(base).__name__} has no experts (mlp_only_layers or decoder_sparse_step in its config); layers "
+            "with and without experts in one model are not supported"
+        )
+    return experts_out(block, child(layer, row.mlp_out))
 
 
 def _in_features(modules: tuple[nn.Module, ...], path: str, base: PreTrainedModel, row: Architecture) -> int:

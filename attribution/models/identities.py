@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attribution.architectures import Projection
 from attribution.errors import ModelError
 from attribution.models.anatomy import Anatomy, anatomy, output_weights
+from attribution.models.experts import ExpertsOut
 
 IDENTITY_TOLERANCE = 1e-5  # relative, float32; lower precisions are checked in float32 on a copy of the activations
 COARSE_TOLERANCE = 0.05
@@ -42,14 +43,14 @@ def check(model: nn.Module) -> dict[str, float]:
     was_training = [module for module in parts.model.modules() if module.training]
     parts.model.eval()
     try:
-        errors, logits = _identities(parts, tokens)
+        errors, logits, active = _identities(parts, tokens)
         tolerance = _tolerance(parts)
         for identity, error in errors.items():
             if not error <= tolerance:
                 raise _refuted(parts, f"{identity} is off by {error:.1e} (allowed {tolerance:.0e})")
         first = (("head", parts.attention_out[0], parts.heads), ("neuron", parts.mlp_out[0], parts.neurons))
         for which, module, units in first:
-            if all(torch.equal(_with_zeroed(parts, module, unit, units, tokens), logits) for unit in range(units)):
+            if all(torch.equal(_with_zeroed(parts, module, unit, units, tokens), logits) for unit in active[which]):
                 raise _refuted(parts, f"zeroing a {which} leaves the logits unchanged")
         for projection in parts.row.projections:
             _check_owners(parts, projection, tokens)
@@ -69,7 +70,8 @@ def _tolerance(parts: Anatomy) -> float:
     return IDENTITY_TOLERANCE if parts.unembedding.weight.dtype.itemsize >= 4 else COARSE_TOLERANCE
 
 
-def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tensor]:
+def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tensor, dict[str, list[int]]]:
+    """Errors of the identities, the logits, and the heads and neurons of the first layer that are active at all."""
     seen: dict[str, Tensor] = {}
     handles = []
 
@@ -91,7 +93,8 @@ def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tenso
             for which, out in (("attention", parts.attention_out[layer]), ("mlp", parts.mlp_out[layer])):
                 keep(f"{which} {layer} in", out, True)
                 branch = parts.branch(layer, which)
-                keep(f"{which} {layer} out", branch, branch is not out)  # a norm after the linear reads what it writes
+                post_norm = getattr(parts.row, f"{which}_post_norm") is not None
+                keep(f"{which} {layer} out", branch, post_norm)  # a norm after the linear reads what it writes
                 keep(f"{which} {layer} branch", branch, False)
         keep("end", parts.final_norm, True)
         keep("normed", parts.final_norm, False)
@@ -111,6 +114,8 @@ def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tenso
         for layer, module in enumerate(modules):
             weight = output_weights(module, parts.row).float()  # [out, in]
             pieces = seen[f"{which} {layer} in"].unflatten(-1, (units, -1))
+            if isinstance(module, ExpertsOut):
+                pieces = pieces * module.scale.float().repeat_interleave(units // parts.experts, -1)[..., None]
             total = torch.einsum("btud,oud->bto", pieces, weight.unflatten(-1, (units, -1)))
             if getattr(module, "bias", None) is not None:
                 total = total + module.bias.float()
@@ -123,7 +128,11 @@ def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tenso
     if cap:
         unembedded = cap * torch.tanh(unembedded / cap)
     errors["the logits (unembedding of the final norm)"] = _relative(unembedded, logits.float())
-    return errors, logits
+    active = {
+        kind: seen[f"{which} 0 in"].unflatten(-1, (units, -1)).ne(0).any(-1).flatten(0, 1).any(0).nonzero()[:, 0].tolist()
+        for kind, which, units in (("head", "attention", parts.heads), ("neuron", "mlp", parts.neurons))
+    }
+    return errors, logits, active
 
 
 def _with_zeroed(parts: Anatomy, module: nn.Module, unit: int, units: int, tokens: Tensor) -> Tensor:

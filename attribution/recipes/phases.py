@@ -154,11 +154,9 @@ def _stopped(phases: Phases, index: Components, positions: np.ndarray) -> Iterat
     mask, handles = index.group_mask(positions), []
     for use in index.uses:
         chosen = mask[use.owners]
-        if use.axis is None or not chosen.any():
+        if not chosen.any():
             continue
-        shape = [1] * use.parameter.ndim
-        shape[use.axis] = len(chosen)
-        here = chosen.view(shape).to(use.parameter.device)
+        here = use.spread(chosen)
 
         def stop(gradient: Tensor, here: Tensor = here) -> Tensor:
             return gradient.masked_fill(here, 0) if phases.now == "update" else gradient

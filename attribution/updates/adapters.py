@@ -59,7 +59,8 @@ class Effective:
         moving: names of the twin's parameters that training can change: adapted matrices and what was trainable at build.
 
     Raises:
-        RecordError: adapters whose effective weights are not those of LoRA on plain linear layers, or do not train.
+        RecordError: adapters whose effective weights are not those of LoRA on plain linear layers, or do not train; a mixture
+            of experts.
     """
 
     def __init__(self, model: nn.Module):
@@ -72,6 +73,10 @@ class Effective:
         self._adapted: dict[str, _Adapted] = {}
         twins: dict[nn.Module, nn.Module] = {}
         self.model = cast(PreTrainedModel, self._twin(self.original, "", twins))
+        if anatomy(self.model).row.experts:
+            raise RecordError(
+                f"{type(self.model).__name__} is a mixture of experts, whose neurons are not recorded under adapters; train it whole"
+            )
         self.originals = {twin: original for original, twin in twins.items()}
         trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.moving = frozenset(trainable)  # the twin's own matrices require gradients

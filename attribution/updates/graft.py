@@ -139,11 +139,7 @@ def swapped(into: Components, source: Components, mask: Tensor) -> Iterator[None
                         continue
                     parameter, values = use.parameter, other.parameter.detach().to(use.parameter.device)
                     saved.append((parameter, parameter.detach().clone()))
-                    if use.axis is None or chosen.all():
-                        parameter.copy_(values)
-                    else:
-                        where = chosen.nonzero()[:, 0].to(parameter.device)
-                        parameter.index_copy_(use.axis, where, values.index_select(use.axis, where))
+                    parameter.copy_(torch.where(use.spread(chosen), values, parameter))
             yield
         finally:
             with torch.no_grad():

@@ -40,8 +40,7 @@ class OutputNorms:
                 if use.output:
                     weight = use.parameter
                     before.append((weight, weight.detach().clone()))
-                    shape = [-1 if axis == use.axis else 1 for axis in range(weight.ndim)]
-                    weight.mul_(factors[use.owners].to(weight).view(shape))
+                    weight.mul_(use.spread(factors[use.owners].to(weight)))
             try:
                 yield
             finally:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from by_name import module
 from torch.nn import functional
 
 from attribution.capture import sites
@@ -20,7 +21,10 @@ from attribution.metrics import log_odds
 from attribution.models import anatomy
 from attribution.samples import collate, encode
 
-CASES = [("llama", False), ("mistral", True), ("qwen2", True), ("qwen3", False), ("gpt2", True), ("gpt2", False)]
+CASES = [
+    ("llama", False), ("mistral", True), ("qwen2", True), ("qwen3", False), ("gpt2", True), ("gpt2", False), ("gpt_neo", True),
+    ("gpt_neox", False), ("gemma2", True), ("gemma3_text", True), ("olmo2", False), ("phi", False), ("phi3", False),
+]  # fmt: skip
 HEADS, NEURONS, DEPTH, VOCABULARY = 4, 20, 2, 23
 EVERY = [
     *(Component("head", layer, head) for layer in range(DEPTH) for head in range(HEADS)),
@@ -41,11 +45,6 @@ class Loop:
 
     def __init__(self, model, tokenizer, samples, counterfactuals, reference):
         self.model = model
-        gpt2 = model.config.model_type == "gpt2"
-        self.out = {
-            "head": "transformer.h.{}.attn.c_proj" if gpt2 else "model.layers.{}.self_attn.o_proj",
-            "neuron": "transformer.h.{}.mlp.c_proj" if gpt2 else "model.layers.{}.mlp.down_proj",
-        }
         self.samples = [self.tokens(tokenizer, sample) for sample in samples]
         others = [self.activations(self.tokens(tokenizer, sample)[0]) for sample in counterfactuals]
         if reference == "zero":
@@ -60,12 +59,12 @@ class Loop:
         return tokenizer(sample.prompt + sample.response)["input_ids"], len(tokenizer(sample.prompt)["input_ids"])
 
     def module(self, site):
-        return self.model.get_submodule(self.out[site[0]].format(site[1]))
+        return module(self.model, *site)
 
     @torch.no_grad()
     def activations(self, ids):
         kept = {}
-        places = [(kind, layer) for kind in self.out for layer in range(DEPTH)]
+        places = [(kind, layer) for kind in ("head", "neuron") for layer in range(DEPTH)]
         handles = [
             self.module(site).register_forward_pre_hook(lambda _m, args, site=site: kept.__setitem__(site, args[0][0].clone()))
             for site in places

@@ -3,6 +3,7 @@
 import nnsight
 import pytest
 import torch
+from by_name import LLAMA, NAMES
 
 from attribution.capture import Site, only_at, rewritten, scored_logits, sites, streamed, tapped
 from attribution.causes import attribute
@@ -10,11 +11,6 @@ from attribution.metrics import log_odds
 from attribution.models import anatomy
 from attribution.replay import Replay
 from attribution.samples import collate, encode
-
-OUT = {
-    "gpt2": {"head": "transformer.h.{}.attn.c_proj", "neuron": "transformer.h.{}.mlp.c_proj"},
-    "llama": {"head": "model.layers.{}.self_attn.o_proj", "neuron": "model.layers.{}.mlp.down_proj"},
-}
 
 
 @pytest.fixture
@@ -27,7 +23,11 @@ def test_gradient_times_activation_by_nnsight(tiny, tokenizer, samples, batch, a
     found = attribute(tiny(name), tokenizer, samples, method="gradient")
     model = tiny(name)
     wrapped, kept = nnsight.NNsight(model), {}
-    places = {(kind, layer): wrapped.get(OUT[name][kind].format(layer)) for layer in (0, 1) for kind in ("head", "neuron")}
+    places = {
+        (kind, layer): wrapped.get(getattr(NAMES.get(name, LLAMA), kind).format(layer))
+        for layer in (0, 1)
+        for kind in ("head", "neuron")
+    }
     scored, order = batch.scored, [*places]
     with wrapped.trace(input_ids=batch.ids, attention_mask=batch.mask):
         activations = nnsight.save([])

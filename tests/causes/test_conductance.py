@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from by_name import module
 from captum.attr import LayerConductance
 
 from attribution.capture import rewritten, scored_logits
@@ -13,10 +14,6 @@ from attribution.errors import ModelError
 from attribution.metrics import log_odds
 from attribution.samples import collate, encode
 
-OUT = {
-    "gpt2": {"head": "transformer.h.{}.attn.c_proj", "neuron": "transformer.h.{}.mlp.c_proj"},
-    "llama": {"head": "model.layers.{}.self_attn.o_proj", "neuron": "model.layers.{}.mlp.down_proj"},
-}
 UNITS = {"head": 4, "neuron": 20}
 
 
@@ -85,7 +82,7 @@ def test_captum_says_the_same_in_the_limit(tiny, tokenizer, samples, counterfact
 
     for kind, units in UNITS.items():
         for layer in (0, 1):
-            tool = LayerConductance(score, model.get_submodule(OUT["gpt2"][kind].format(layer)))
+            tool = LayerConductance(score, module(model, kind, layer))
             table = [
                 tool.attribute(end(model, batch), start, n_steps=n, method="riemann_trapezoid", attribute_to_layer_input=True)
                 for n in (16, 32, 64, 128, 256)

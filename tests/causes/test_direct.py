@@ -4,6 +4,7 @@ nothing does change."""
 import numpy as np
 import pytest
 import torch
+from by_name import module
 from torch.nn import functional
 
 from attribution.causes import ablate, attribute, direct, self_repair
@@ -35,19 +36,15 @@ class ByHand:
 
     def __init__(self, model, batch, others, reference):
         self.model, self.batch, self.kept, self.reference = model, batch, {}, {}
-        gpt2 = self.gpt2 = model.config.model_type == "gpt2"
-        self.layers = model.transformer.h if gpt2 else model.model.layers
-        self.final = model.transformer.ln_f if gpt2 else model.model.norm
+        self.family = model.config.model_type
+        self.layers, self.final = module(model, "layers"), module(model, "final")
         self.run(batch.ids, self.kept)
         if reference == "resample":
             self.run(others.ids, self.reference)
         self.logits = self.unembed(self.normed(self.kept["end"]))
 
     def out(self, kind, layer):
-        block = self.layers[layer]
-        if self.gpt2:
-            return block.attn.c_proj if kind == "head" else block.mlp.c_proj
-        return block.self_attn.o_proj if kind == "head" else block.mlp.down_proj
+        return module(self.model, kind, layer)
 
     @torch.no_grad()
     def run(self, ids, kept):
@@ -65,26 +62,29 @@ class ByHand:
 
     def frozen(self, norm, at, change):
         """The norm's linear part with its scale taken from `at`."""
-        if self.gpt2:
+        if isinstance(norm, torch.nn.LayerNorm):
             scale = (at.var(-1, keepdim=True, correction=0) + norm.eps).rsqrt()
             return scale * norm.weight * (change - change.mean(-1, keepdim=True))
+        if self.family.startswith("gemma"):
+            return (at.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * (1 + norm.weight) * change
         return (at.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt() * norm.weight * change
 
     def normed(self, at):
-        return self.frozen(self.final, at, at) + (self.final.bias if self.gpt2 else 0)
+        return self.frozen(self.final, at, at) + getattr(self.final, "bias", 0)
 
     def unembed(self, normed):
-        return functional.linear(normed, self.model.lm_head.weight)
+        logits = functional.linear(normed, self.model.lm_head.weight, self.model.lm_head.bias)
+        return 5 * torch.tanh(logits / 5) if self.family == "gemma2" else logits
 
     def write(self, component):
         kind, layer, index = component
-        module, activation = self.out(kind, layer), self.kept[kind, layer]
-        weight = module.weight.T if not self.gpt2 else module.weight  # [feature, width]
+        linear, activation = self.out(kind, layer), self.kept[kind, layer]
+        weight = linear.weight.T if self.family != "gpt2" else linear.weight  # [feature, width]
         size = activation.shape[-1] // (4 if kind == "head" else 20)
         mine = slice(index * size, (index + 1) * size)
         value = self.reference[kind, layer] if self.reference else torch.zeros_like(activation)
         change = (value - activation)[..., mine] @ weight[mine]
-        if self.model.config.model_type == "olmo2":
+        if self.family in ("olmo2", "gemma2", "gemma3_text"):
             block = self.layers[layer]
             norm = block.post_attention_layernorm if kind == "head" else block.post_feedforward_layernorm
             change = self.frozen(norm, activation @ weight, change)

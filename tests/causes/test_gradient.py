@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from by_name import module
 from captum.attr import LayerGradientXActivation
 
 from attribution.capture import Site, sites
@@ -13,21 +14,12 @@ from attribution.metrics import METRICS, log_odds
 from attribution.models import anatomy
 from attribution.samples import batches, collate, encode
 
-OUT = {
-    "gpt2": {"head": "transformer.h.{}.attn.c_proj", "neuron": "transformer.h.{}.mlp.c_proj"},
-    "llama": {"head": "model.layers.{}.self_attn.o_proj", "neuron": "model.layers.{}.mlp.down_proj"},
-}
 UNITS = {"head": 4, "neuron": 20}
 SOME = [
     *(Component("head", layer, head) for layer in (0, 1) for head in range(4)),
     *(Component("neuron", layer, neuron) for layer in (0, 1) for neuron in (0, 7, 19)),
     *(Component("row", -1, token) for token in (1, 8, 9, 13)),  # 8, 9 and 13 are response tokens
 ]
-
-
-def linear(model, kind, layer):
-    names = OUT["gpt2" if model.config.model_type == "gpt2" else "llama"]
-    return model.get_submodule(names[kind].format(layer))
 
 
 @pytest.fixture
@@ -64,7 +56,7 @@ def test_captum_says_the_same(tiny, family, tied, tokenizer, samples, batch, agr
     embeddings = model.get_input_embeddings()(batch.ids).detach()
     for kind, units in UNITS.items():
         for layer in (0, 1):
-            theirs = LayerGradientXActivation(score, linear(model, kind, layer)).attribute(
+            theirs = LayerGradientXActivation(score, module(model, kind, layer)).attribute(
                 embeddings, attribute_to_layer_input=True
             )  # [sample, position, feature]
             mine = (found.table["kind"] == kind) & (found.table["layer"] == layer)
@@ -91,7 +83,7 @@ def check_by_differences(model, tokenizer, samples, batch, agree, metric, refere
         kind, layer, index = component
         handles = []
         if kind != "row":
-            module = linear(model, kind, layer)
+            linear = module(model, kind, layer)
 
             def move(_module, args):
                 size = args[0].shape[-1] // UNITS[kind]
@@ -99,7 +91,7 @@ def check_by_differences(model, tokenizer, samples, batch, agree, metric, refere
                 mask[index * size : (index + 1) * size] = amount
                 return (args[0] + mask * (args[0] - values[Site(kind, layer)]),)
 
-            handles.append(module.register_forward_pre_hook(move))
+            handles.append(linear.register_forward_pre_hook(move))
         logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.scored]
         for handle in handles:
             handle.remove()
@@ -162,7 +154,7 @@ def activations_and_gradients(model, batch):
         return hook
 
     places = [(kind, layer) for kind in UNITS for layer in (0, 1)]
-    handles = [linear(model, *place).register_forward_pre_hook(keep(place)) for place in places]
+    handles = [module(model, *place).register_forward_pre_hook(keep(place)) for place in places]
     log_odds(model(input_ids=batch.ids).logits[batch.scored], batch).sum().backward()
     for handle in handles:
         handle.remove()
@@ -200,7 +192,7 @@ def test_a_zero_activation_or_gradient_has_no_cause(tiny, batch, kind):
     units = torch.as_tensor((index.table["kind"] == kind).to_numpy(copy=True))
     assert (first_order(index, batch, zeros(index.parts), log_odds)[units].abs() > 0).all()
     for layer in (0, 1):
-        linear(model, kind, layer).register_forward_pre_hook(lambda _module, args: (args[0] * 0,))
+        module(model, kind, layer).register_forward_pre_hook(lambda _module, args: (args[0] * 0,))
     assert first_order(index, batch, zeros(index.parts), log_odds)[units].eq(0).all()
     constant = first_order(index, batch, zeros(index.parts), lambda logits, batch: 0 * log_odds(logits, batch))
     assert constant.eq(0).all()
@@ -215,7 +207,7 @@ def test_it_works_on_frozen_weights(tiny, family, batch, agree):
     assert len(sites(index.parts)) == 4
 
 
-@pytest.mark.parametrize(("family", "vanishes"), [("olmo2", True), ("llama", False)])
+@pytest.mark.parametrize(("family", "vanishes"), [("olmo2", True), ("gemma2", True), ("gemma3_text", True), ("llama", False)])
 def test_where_a_norm_follows_first_order_causes_sum_to_zero_in_each_module(tiny, tokenizer, samples, family, vanishes):
     """Euler's theorem: behind a norm the metric does not depend on the scale of what a module writes, so <W, dM/dW> = 0."""
     model = tiny(family)
@@ -225,6 +217,6 @@ def test_where_a_norm_follows_first_order_causes_sum_to_zero_in_each_module(tiny
                 continue
             parameter.mul_(3)  # so that the norm's epsilon is small beside what it divides
     table = attribute(model, tokenizer, samples, method="gradient").table.query("kind != 'row'")
-    for _, module in table.groupby(["kind", "layer"]):
-        size = module["effect"].abs().sum()
-        assert size > 1e-3 and (abs(module["effect"].sum()) < 1e-3 * size) == vanishes
+    for _, one in table.groupby(["kind", "layer"]):
+        size = one["effect"].abs().sum()
+        assert size > 1e-3 and (abs(one["effect"].sum()) < 1e-3 * size) == vanishes

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from by_name import module
 
 from attribution.capture import Site, sites, tapped
 from attribution.causes import given, patching
@@ -50,18 +51,11 @@ class ByHand:
 
     def modules(self, name):
         model = self.models[name]
-        if model.config.model_type == "gpt2":
-            blocks, final = model.transformer.h, model.transformer.ln_f
-            return {
-                **{("head", n): b.attn.c_proj for n, b in enumerate(blocks)},
-                **{("mlp", n): b.mlp.c_proj for n, b in enumerate(blocks)},
-                **{("residual", n): b for n, b in enumerate([*blocks, final])},
-            }
-        blocks, final = model.model.layers, model.model.norm
+        blocks = module(model, "layers")
         return {
-            **{("head", n): b.self_attn.o_proj for n, b in enumerate(blocks)},
-            **{("mlp", n): b.mlp.down_proj for n, b in enumerate(blocks)},
-            **{("residual", n): b for n, b in enumerate([*blocks, final])},
+            **{("head", n): module(model, "head", n) for n in range(len(blocks))},
+            **{("mlp", n): module(model, "neuron", n) for n in range(len(blocks))},
+            **{("residual", n): b for n, b in enumerate([*blocks, module(model, "final")])},
         }
 
     @torch.no_grad()
@@ -80,8 +74,8 @@ class ByHand:
 
             return hook
 
-        for key, module in self.modules(name).items():
-            handles.append(module.register_forward_pre_hook(look(key)))
+        for key, place in self.modules(name).items():
+            handles.append(place.register_forward_pre_hook(look(key)))
         logits = self.models[name](input_ids=self.ids).logits
         for handle in handles:
             handle.remove()
@@ -216,8 +210,8 @@ def test_passes_are_those_that_ran(tiny, tokenizer, samples):
 def test_batches_give_the_same_as_one(tiny, tokenizer, samples, monkeypatch, size):
     base, tuned = of(tiny("gpt2"))
     expected = patch(base, tuned, tokenizer, samples, sets=SETS)
-    for module in (given, patching):
-        monkeypatch.setattr(module, "BATCH_SIZE", size)
+    for room in (given, patching):
+        monkeypatch.setattr(room, "BATCH_SIZE", size)
     found = patch(base, tuned, tokenizer, samples, sets=SETS)
     torch.testing.assert_close(found.per_sample, expected.per_sample, equal_nan=True, rtol=0, atol=1e-5)
     assert np.allclose(found.sets["effect"], expected.sets["effect"], atol=1e-5)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from by_name import module
 
 from attribution.causes import attribute
 from attribution.components import Component
@@ -22,30 +23,29 @@ class ByHand:
 
     def __init__(self, model, ids):
         self.model, self.ids = model, torch.tensor([ids])
-        self.gpt2 = model.config.model_type == "gpt2"
         self.head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // HEADS
         self.kv_heads = getattr(model.config, "num_key_value_heads", None) or HEADS
 
     def modules(self, layer):
         """Of queries, keys, and the output linear."""
-        if self.gpt2:
-            attention = self.model.transformer.h[layer].attn
-            return attention.c_attn, attention.c_attn, attention.c_proj
-        attention = self.model.model.layers[layer].self_attn
-        return attention.q_proj, attention.k_proj, attention.o_proj
+        return tuple(module(self.model, name, layer) for name in ("queries", "keys", "head"))
 
     def features(self, part, head):
         owner = head if part == "queries" else head * self.kv_heads // HEADS
-        first = owner * self.head_dim + (HEADS * self.head_dim if self.gpt2 and part == "keys" else 0)
+        first, family = owner * self.head_dim, self.model.config.model_type
+        if family == "gpt_neox":  # query, key and value of one head after the other
+            first = owner * 3 * self.head_dim + (self.head_dim if part == "keys" else 0)
+        elif family in ("gpt2", "phi3") and part == "keys":  # after all queries
+            first += HEADS * self.head_dim
         return slice(first, first + self.head_dim)
 
     def outputs(self):
         """{(layer, part): [position, feature]} of the projections."""
         kept, handles = {}, []
         for layer in range(DEPTH):
-            for part, module in zip(("queries", "keys"), self.modules(layer), strict=False):
+            for part, linear in zip(("queries", "keys"), self.modules(layer), strict=False):
                 handles.append(
-                    module.register_forward_hook(lambda _m, _a, out, key=(layer, part): kept.__setitem__(key, out[0].detach()))
+                    linear.register_forward_hook(lambda _m, _a, out, key=(layer, part): kept.__setitem__(key, out[0].detach()))
                 )
         self.model(input_ids=self.ids)
         for handle in handles:
