@@ -9,7 +9,8 @@
 | integrated | gradients in unit masks, from all ablated to none | 3 for each node, 10 to a piece | heads and neurons; rows |
 | conductance | along a path of the input embeddings | 5 for each node | heads, or neurons, of a layer, and what passes by |
 
-A backward pass counts as two forward ones.
+A backward pass counts as two forward ones. The unembedding of each ablation's logits is not counted: it is all that a direct
+effect, a row or a neuron of the last layer costs.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Both models read the same samples. An activation of the one is pasted over the same activation of the other, which then runs
 on: a head (its slice of the attention-out linear's input, at all positions), the neurons of a layer together (the whole input
 of the MLP-out linear), the residual stream before a layer at one position, or a set of heads and neurons. Interventions are
-nnsight's; what it leaves on the models it wraps is taken off again.
+nnsight's; what it leaves on the models it wraps is taken off again. Its import, which waits for the first paste, gives every
+object of the process a method `save`.
 
 Knows two models of one shape; knows nothing about how the one became the other.
 """

@@ -110,7 +110,8 @@ class Causes:
         method, metric, reference, path: as asked.
         residual: change of the metric minus the sum of effects (and what passes beside them) that should make it up, of the cut
             where it is largest; None where the method has no sum rule.
-        passes: cost in forward passes over all samples; a backward pass counts as two, a tangent as one.
+        passes: cost in forward passes over all samples; a backward pass counts as two, a tangent as one, the unembedding of
+            single ablations as nothing.
         sums: one row per cut: cut, effects, beside, change, residual, weighted means over samples as in `table`; None where
             the method has no sum rule.
         bytes: most of what the method keeps at once beyond the model: tensors that autograd saves, activations and copies of
