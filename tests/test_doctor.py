@@ -15,6 +15,7 @@ from attribution.doctor.advice import choices, fitting
 from attribution.doctor.disk import disk
 from attribution.doctor.memory import footprint
 from attribution.doctor.opening import opened
+from attribution.doctor.page import duration, size
 from attribution.doctor.passes import Shapes
 from attribution.doctor.seconds import Machine, seconds
 from attribution.doctor.structure import not_measured, structure
@@ -66,11 +67,11 @@ def test_owners_are_those_of_the_partition(tiny, family, tied):
 def test_large_models_are_opened_from_their_config_alone(tmp_path, name):
     given = opened(str(config_folder(tmp_path, LlamaConfig(**LARGE[name]))), dtype="bfloat16")
     assert not given.loaded and all(parameter.is_meta for parameter in given.model.parameters())
-    found, size = structure(Components(given.model)), LARGE[name]
+    found, sizes = structure(Components(given.model)), LARGE[name]
     assert found.parameters == found.used == ELEMENTS[name] and found.bytes == 2 * ELEMENTS[name]
-    assert found.owned["neurons, gating"] == 2 * found.layers * size["intermediate_size"] * size["hidden_size"]
-    assert found.owned["keys"] == found.layers * size["num_key_value_heads"] * 128 * size["hidden_size"]
-    assert found.components == found.layers * (size["num_attention_heads"] + size["intermediate_size"]) + size["vocab_size"]
+    assert found.owned["neurons, gating"] == 2 * found.layers * sizes["intermediate_size"] * sizes["hidden_size"]
+    assert found.owned["keys"] == found.layers * sizes["num_key_value_heads"] * 128 * sizes["hidden_size"]
+    assert found.components == found.layers * (sizes["num_attention_heads"] + sizes["intermediate_size"]) + sizes["vocab_size"]
 
 
 def test_what_is_not_measured_follows_the_model_and_the_plan(tiny):
@@ -113,6 +114,7 @@ def test_operations_of_a_llama_have_a_closed_form():
     assert 2.9 < found.flops / found.forward < 3.3
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_counted_by_its_first_layers(monkeypatch):
     def counted():
         shapes = Shapes(llama(6), "float32")
@@ -126,6 +128,7 @@ def test_a_deep_model_is_counted_by_its_first_layers(monkeypatch):
         assert some.traffic == pytest.approx(all_of_it.traffic, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probes", [0, 1])
 def test_memory_is_that_of_a_recorded_training(monkeypatch, probes):
     monkeypatch.setattr(speed, "LLAMA", {**speed.LLAMA, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2})
@@ -214,24 +217,45 @@ def test_choices_are_settings_of_a_run():
 # The page
 
 
+LEAST = [
+    "--batch-size",
+    "1",
+    "--probe-samples",
+    "8",
+    "--share-passes",
+    "2",
+    "--lora",
+    "2",
+    "--checkpointing",
+    "--max-steps",
+    "3",
+]
+
+
 def test_a_folder_with_only_a_config_is_examined_without_weights(tmp_path, capsys):
-    folder = config_folder(tmp_path, llama())
-    arguments = ["doctor", str(folder), "--tflops", "1", "--bandwidth", "10", "--memory", "0.001", "--max-steps", "3"]
+    folder = config_folder(tmp_path, llama(1))
+    arguments = ["doctor", str(folder), "--tflops", "1", "--bandwidth", "10", "--memory", "0.001", *LEAST]
     assert main(arguments) == 0
     page = capsys.readouterr().out
-    assert "not checked: only the config was read" in page and "To fit 1.02 MiB" in page and "still does not fit" in page
+    assert "not checked: only the config was read" in page and "To fit 1.02 MiB" in page and "does not fit" in page
     assert max(map(len, page.splitlines())) <= 100
-    assert main(arguments) == 0 and capsys.readouterr().out == page
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["structure"]["neurons"] == 80 and found["identities"] is None and found["cost"]["peak"] > found["room"]
+    assert f"peak {size(found['cost']['peak'])}\n" in page and f"in all {duration(found['cost']['time'])};" in page
 
 
 def test_a_model_with_weights_is_checked_and_timed(folder):
-    found = examine(str(folder), SHORT)
+    plan = replace(SHORT, batch_size=1, probes=0)
+    found = examine(str(folder), plan)
     assert found.identities is not None and max(found.identities.values()) < 1e-5
     assert (found.machine.correction or 0) > 0 and "relative error" in found.page()
-    assert examine(str(folder), SHORT, meta=True, tflops=1.0).identities is None
+    assert opened(str(folder), meta=True).identities is None
+
+
+def test_sizes_and_durations_in_words():
+    assert [size(count) for count in (12, 2048, 5.5 * 2**30, 1500 * 2**30)] == ["12 B", "2 KiB", "5.5 GiB", "1,500 GiB"]
+    assert [duration(count) for count in (0.5, 150, 9000, 500_000)] == ["0.5 s", "2.5 min", "2.5 h", "5.79 days"]
 
 
 # Wrong inputs
@@ -257,7 +281,7 @@ def without(folder):
     folder.joinpath("config.json").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("damage, named", [
+@pytest.mark.parametrize(("damage", "named"), [
     (bert, "not a causal language model"), (opt, "unknown architecture 'opt'"), (broken, "cannot be"),
     (impossible, "config"), (without, "holds no config.json"),
 ])  # fmt: skip
@@ -268,8 +292,9 @@ def test_wrong_folders_end_in_one_sentence(tmp_path, capsys, damage, named):
     assert named in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments, named", [
-    (["/no/such/folder"], "no model folder"), (["planted", "--dtype", "int"], "'int'"), (["planted", "--memory", "0"], "memory is 0"),
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["/no/such/folder"], "no model folder"), (["planted", "--dtype", "flot"], "'flot'"),
+    (["planted", "--memory", "0"], "memory is 0"),
     (["planted", "--response", "64"], "leave some for the prompt"), (["planted", "--max-steps", "0"], "at least 1"),
     (["planted", "--layers", "9"], "no layer 9"), (["planted", "--milestones", "0"], "unknown steps 0"),
 ])  # fmt: skip

@@ -70,7 +70,7 @@ class Pass:
 
 
 class Shapes:
-    """Counts passes of a model of which there is only a config.
+    """Counts passes of a model of which there is only a config, dropout off as recipes have it by default.
 
     Args:
         config: of the model.
@@ -81,7 +81,7 @@ class Shapes:
         depth, self._fake = config.num_hidden_layers, FakeTensorMode()
         with self._fake:
             depths = (depth,) if depth <= PART[-1] else PART
-            self._models = [shaped(_shallow(config, each), dtype).train() for each in depths]
+            self._models = [shaped(_shallow(config, each), dtype).eval() for each in depths]
         self._found: dict[tuple[Any, ...], Pass] = {}
         self._beyond = (depth - depths[0]) / max(depths[-1] - depths[0], 1)
 
@@ -104,7 +104,7 @@ class Shapes:
 
     def _training(self, model: Any, samples: int, length: int, accumulating: bool, checkpointing: bool) -> Pass:
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train().gradient_checkpointing_enable({"use_reentrant": False})
         with self._fake, _counted(anatomy(model), list(model.parameters()) if accumulating else []) as seen:
             ids = torch.zeros(samples, length, dtype=torch.long)
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -112,7 +112,7 @@ class Shapes:
             loss.backward()
         model.zero_grad()
         if checkpointing:
-            model.gradient_checkpointing_disable()
+            model.eval().gradient_checkpointing_disable()
         return seen.result()
 
     def _probe(self, model: Any, samples: int, length: int, response: int) -> Pass:
