@@ -11,6 +11,8 @@ from typing import Any
 
 from attribution.doctor.plan import Plan
 
+LOWER = 0.99  # of the peak before: what lowers it less is not worth a choice
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -67,7 +69,7 @@ def _choices(plan: Plan, small: bool) -> Iterator[Choice]:
 
 
 def fitting(plan: Plan, small: bool, peak: Callable[[Plan], float], room: float) -> tuple[list[Choice], Plan]:
-    """The first choices, in their order, with which a plan fits; those that do not lower its peak are passed over.
+    """The first choices that lower the peak, one after the other, until a plan fits.
 
     Args:
         plan: that is too large, or not.
@@ -78,12 +80,12 @@ def fitting(plan: Plan, small: bool, peak: Callable[[Plan], float], room: float)
     Returns:
         The choices and the plan they make, which is still too large where `peak` of it is above `room`.
     """
-    taken: list[Choice] = []
-    for choice in choices(plan, small):
-        if peak(plan) <= room:
+    taken: dict[tuple[str, ...], Choice] = {}
+    while peak(plan) > room:
+        lower = (each for each in choices(plan, small) if peak(replace(plan, **each.changes)) < LOWER * peak(plan))
+        choice = next(lower, None)
+        if choice is None:
             break
-        changed = replace(plan, **choice.changes)
-        if peak(changed) < 0.99 * peak(plan):
-            taken.append(choice)
-            plan = changed
-    return taken, plan
+        taken[tuple(choice.changes)] = choice
+        plan = replace(plan, **choice.changes)
+    return list(taken.values()), plan

@@ -53,7 +53,8 @@ def _model(found: Diagnosis) -> Iterator[str]:
     yield f"{s.architecture}, row {s.row!r} of architectures; {s.parameters:,} parameters in {s.dtype}, {size(s.bytes)}"
     yield (
         f"{s.layers} layers x {s.heads} heads of width {s.head_dim} ({s.kv_heads} for keys and values) and "
-        f"{f'{s.experts} experts of ' if s.experts > 1 else ''}{s.neurons:,} neurons; {s.rows:,} rows; stream of width {s.width:,}"
+        f"{f'{s.experts} experts of ' if s.experts > 1 else ''}{s.neurons:,} neurons; {s.rows:,} rows; "
+        f"stream of width {s.width:,}"
     )
     yield f"{s.components:,} components: {s.layers * s.heads:,} heads, {s.layers * s.neurons:,} neurons, {s.rows:,} rows"
     yield f"unembedding {'tied to the embedding: counted once for each use' if s.tied else 'not tied to the embedding'}"
@@ -93,7 +94,8 @@ def _time(found: Diagnosis) -> Iterator[str]:
     timed = "no pass was timed" if here.correction is None else f"a pass that was timed took {here.correction:.2f} of that"
     yield f"at {speed}, {moved}; {timed}"
     yield from _columns((name, duration(value)) for name, value in found.cost.seconds.items())
-    yield f"in all {duration(found.cost.time)}; a step whose shares are refined takes up to {found.plan.share_passes - 2} readings more"
+    further = found.plan.share_passes - 2
+    yield f"in all {duration(found.cost.time)}; a step whose shares are refined takes up to {further} readings more"
 
 
 def _disk(found: Diagnosis) -> Iterator[str]:
@@ -104,8 +106,8 @@ def _disk(found: Diagnosis) -> Iterator[str]:
 
 def _instead(found: Diagnosis) -> Iterator[str]:
     own = found.cost
-    rows = [("choice", "peak", "time", "disk", "costs"), ("as asked for", *_three(own), "")]
-    rows += [(choice.words, *_three(cost), choice.costs) for choice, cost in found.instead]
+    rows = [("choice", "peak", "time", "disk"), ("as asked for", *_three(own))]
+    rows += [(choice.words, *_three(cost)) for choice, cost in found.instead]
     yield from _columns(rows)
 
 
@@ -128,7 +130,7 @@ def _columns(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     listed = list(rows)
     widths = [max(len(row[place]) for row in listed) for place in range(len(listed[0]))] if listed else []
     for row in listed:
-        first, *others = (text.ljust(width) if place in (0, 4) else text.rjust(width)
+        first, *others = (text.ljust(width) if place == 0 else text.rjust(width)
                           for place, (text, width) in enumerate(zip(row, widths, strict=True)))  # fmt: skip
         yield "  ".join([first, *others]).rstrip()
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import PreTrainedModel
 
 from attribution.capture import sites, streamed, tapped
 from attribution.components import Components
@@ -72,7 +70,7 @@ class Pass:
 
 
 class Shapes:
-    """Counts passes of a model of which there is only a config.
+    """Counts passes of a model of which there is only a config, dropout off as recipes have it by default.
 
     Args:
         config: of the model.
@@ -83,27 +81,30 @@ class Shapes:
         depth, self._fake = config.num_hidden_layers, FakeTensorMode()
         with self._fake:
             depths = (depth,) if depth <= PART[-1] else PART
-            self._models = [shaped(_shallow(config, each), dtype).train() for each in depths]
+            self._models = [shaped(_shallow(config, each), dtype).eval() for each in depths]
+        self._found: dict[tuple[Any, ...], Pass] = {}
         self._beyond = (depth - depths[0]) / max(depths[-1] - depths[0], 1)
 
-    @cache
     def training(self, samples: int, length: int, *, accumulating: bool = False, checkpointing: bool = False) -> Pass:
         """A pass of the training loss over the samples; `accumulating`: gradients of a pass before are there already."""
-        return self._deep(lambda model: self._training(model, samples, length, accumulating, checkpointing))
+        return self._deep(self._training, samples, length, accumulating, checkpointing)
 
-    @cache
     def probe(self, samples: int, length: int, response: int) -> Pass:
         """A reading of a probe set: gradient for every use of a parameter, at every head and neuron, and at the logits."""
-        return self._deep(lambda model: self._probe(model, samples, length, response))
+        return self._deep(self._probe, samples, length, response)
 
-    def _deep(self, count: Callable[[PreTrainedModel], Pass]) -> Pass:
-        first, *further = [astuple(count(model)) for model in self._models]
-        last = further[0] if further else first
-        return Pass(*(a + self._beyond * (b - a) for a, b in zip(first, last, strict=True)))
+    def _deep(self, count: Callable[..., Pass], *asked: Any) -> Pass:
+        """What is counted at the depths that are run, carried on to the depth of the model."""
+        key = (count.__name__, *asked)
+        if key not in self._found:
+            each = [astuple(count(model, *asked)) for model in self._models]
+            found = (a + self._beyond * (b - a) for a, b in zip(each[0], each[-1], strict=True))
+            self._found[key] = Pass(*found)
+        return self._found[key]
 
     def _training(self, model: Any, samples: int, length: int, accumulating: bool, checkpointing: bool) -> Pass:
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train().gradient_checkpointing_enable({"use_reentrant": False})
         with self._fake, _counted(anatomy(model), list(model.parameters()) if accumulating else []) as seen:
             ids = torch.zeros(samples, length, dtype=torch.long)
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -111,7 +112,7 @@ class Shapes:
             loss.backward()
         model.zero_grad()
         if checkpointing:
-            model.gradient_checkpointing_disable()
+            model.eval().gradient_checkpointing_disable()
         return seen.result()
 
     def _probe(self, model: Any, samples: int, length: int, response: int) -> Pass:

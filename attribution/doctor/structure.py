@@ -138,7 +138,7 @@ def _limits(found: Structure, plan: Plan) -> Iterator[str]:
     if "final_logit_softcapping" in found.caps:
         yield "Soft cap: a row's first-order cause is of its logit before the cap, its exact ablation of that after it."
     if found.experts > 1:
-        yield f"Mixture of {found.experts} experts: routers belong to the remainder; a neuron is read on its routed tokens only."
+        yield f"Mixture of {found.experts} experts: routers belong to the remainder; a neuron is read on its tokens alone."
     if not plan.writes_all(found.small):
         yield (
             f"Single neurons and rows between milestones: {CHOSEN} of each kind by first-order cause and {CHOSEN} at random "
