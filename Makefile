@@ -43,6 +43,7 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.boost
 	$(BIN)/python -m experiments.recipes_compared
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.accuracy
 
 venv: $(DEV)  ## make .venv with the development tools
 
