@@ -2,7 +2,8 @@
 
 Each single ablation is a full recomputation of all that depends on the component, nothing is approximated: layers
 before it are reused, many copies run as one batch, and a neuron's own layer and a row need no run at all because what
-they write is linear. Knows activations and metrics; knows nothing about training.
+they write is linear; nor do the attention that a head is part of, and the linears behind the next norm after a neuron.
+Knows activations and metrics; knows nothing about training.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from attribution.replay import Replay
 from attribution.samples import Batch
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
-TOKENS_ON_CPU = 1_024  # is faster while they fit its cache
+TOKENS_ON_CPU = 1_536  # is faster while they fit its cache
 NARROWER = 3  # times as many where only the last layer runs
 LOGITS_AT_ONCE = 2**26
 
@@ -150,29 +151,32 @@ def features(parts: Anatomy, site: Site, units: np.ndarray) -> Tensor:
 
 def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> tuple[Tensor, int]:
     """Logits [unit, token, vocabulary] with each unit of one site ablated, and the number of layers run for each."""
-    parts, copies = replay.parts, len(units)
-    activation = replay.activations[site]
+    parts, copies, module = replay.parts, len(units), site.module(replay.parts)
+    activation, own = replay.activations[site], features(parts, site, units).view(copies, -1)  # [unit, feature]
     value = like(values[site], activation)
+    change = (value - activation)[..., own]  # [sample, position, unit, feature]
+    columns = output_weights(module, parts.row)[:, own]  # [width, unit, feature]
     if site.kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts:
         # What a neuron writes is added to the stream, so its own layer need not run again.
-        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
-        change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
+        change, written, after = change[..., 0], columns[..., 0].T, replay.hidden[site.layer + 1]
         if site.layer == parts.depth - 1:
             scored = replay.scored.to(after.device)
             return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
         change = change.permute(2, 0, 1)  # [unit, sample, position]
-        hidden = after + change[..., None] * written[:, None, None]
-        return replay.run(hidden.flatten(0, 1), site.layer + 1), parts.depth - site.layer - 1
+        moved = torch.addcmul(after, change[..., None], written[:, None, None])
+        known = replay.reading(site.layer + 1, moved, change, written)
+        return replay.run(moved.flatten(0, 1), site.layer + 1, known=known), parts.depth - site.layer - 1
 
-    own = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)  # the features of each copy's unit
-    own[torch.arange(copies)[:, None], features(parts, site, units).view(copies, -1)] = True
-    own = own[:, None, None].to(activation.device)
+    # What its branch puts out is known; the rest of its own layer runs.
+    known = replay.writing(site, torch.einsum("stuf,wuf->ustw", change, columns))
+    hidden = replay.hidden[site.layer].repeat(copies, 1, 1)
+    mine = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)
+    mine = mine.scatter(1, own, True)[:, None, None].to(activation.device)
 
     def edit(tiled: Tensor) -> Tensor:
-        return torch.where(own, value, tiled.unflatten(0, (copies, -1))).flatten(0, 1)
+        return torch.where(mine, value, tiled.unflatten(0, (copies, -1))).flatten(0, 1)
 
-    hidden = replay.hidden[site.layer].repeat(copies, 1, 1)
-    return replay.run(hidden, site.layer, {site.module(parts): edit}), parts.depth - site.layer
+    return replay.run(hidden, site.layer, {} if known else {module: edit}, known), parts.depth - site.layer
 
 
 def without_rows(logits: Tensor, tokens: np.ndarray) -> Tensor:
