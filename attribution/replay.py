@@ -226,7 +226,7 @@ class Replay:
         """Modules of the last layer whose output matters at scored positions alone, and of whose parts none is edited."""
         parts, layer = self.parts, self.parts.depth - 1
         queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
-        mixed = parts.row.experts is not None and parts.mlp_out[layer] in edits  # no part of the module around it
+        mixed = parts.row.experts and parts.mlp_out[layer] in edits  # no part of the module around it
         return [
             module
             for module in (*queries, parts.attention_out[layer], *(() if mixed else self._last))

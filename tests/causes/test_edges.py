@@ -1,5 +1,6 @@
 """What must not matter (side of padding, one-token prompts, where layers are), what half precision adds, what is warned of."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,18 +40,37 @@ def test_a_prompt_of_one_token_beside_longer_ones(tiny, tokenizer, samples, meth
 
 
 def everything(model, tokenizer, samples):
-    """Every public way to ask a model about its causes."""
+    """Every public way to ask a model about its causes, each with numbers for an answer."""
     probe = ProbeSet(name="a", samples=tuple(samples))
     directions = Steering(torch.ones(3, 16), "last", False, "a", "b")
+    sets = {"some": [("head", 0, 1), ("neuron", 1, 3)]}
     return {
-        "attribute": lambda: attribute(model, tokenizer, samples),
-        "ablate": lambda: ablate(model, tokenizer, samples, {"none": []}),
-        "self_repair": lambda: self_repair(model, tokenizer, samples, {"none": []}),
-        "patch": lambda: patch(model, model, tokenizer, samples, kinds=["head"]),
-        "steering": lambda: steering(model, tokenizer, probe, probe),
-        "read": lambda: directions.read(model, tokenizer, samples, 1),
-        "token_causes": lambda: token_causes(model, tokenizer, samples, steps=1),
+        "attribute": lambda: attribute(model, tokenizer, samples).per_sample,
+        "ablate": lambda: ablate(model, tokenizer, samples, sets)["effect"],
+        "self_repair": lambda: self_repair(model, tokenizer, samples, sets)["direct"],
+        "patch": lambda: patch(model, model, tokenizer, samples, kinds=["head"]).per_sample,
+        "steering": lambda: steering(model, tokenizer, probe, probe).vectors,
+        "read": lambda: directions.read(model, tokenizer, samples, 1)["metric"],
+        "token_causes": lambda: token_causes(model, tokenizer, samples, steps=1).table["effect"],
     }
+
+
+@pytest.mark.parametrize("ask", everything(None, None, []))
+def test_neither_mode_nor_checkpointing_of_the_model_matters_and_it_keeps_both(tiny, tokenizer, samples, ask):
+    """GPT-2 has dropout in every layer."""
+    model = tiny("gpt2")
+    expected = everything(model, tokenizer, samples)[ask]()
+    model.train().activation_checkpointing_enable()
+    modules = [*model.modules()]
+
+    def hooks():  # checkpointing has one of its own
+        return [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in modules]
+
+    before = torch.get_rng_state(), hooks()
+    assert np.array_equal(everything(model, tokenizer, samples)[ask](), expected)
+    assert torch.equal(torch.get_rng_state(), before[0]) and hooks() == before[1]
+    assert all(module.training for module in modules) and model.is_activation_checkpointing
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

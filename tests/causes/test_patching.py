@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from by_name import module
+from transformers import AutoModelForCausalLM
 
 from attribution.capture import Site, sites, tapped
 from attribution.causes import given, patching
@@ -223,6 +225,7 @@ def test_batches_give_the_same_as_one(tiny, tokenizer, samples, monkeypatch, siz
 @pytest.mark.parametrize("fails", [False, True], ids=["finishes", "raises"])
 def test_nothing_of_nnsight_stays_on_the_models(tiny, tokenizer, samples, fails, monkeypatch):
     base, tuned = (model.train() for model in of(tiny("llama")))
+    add_hook_to_module(base.model.layers[0], AlignDevicesHook(execution_device="cpu"))  # has a forward of its own
     before = [dict(module.__dict__) for model in (base, tuned) for module in model.modules()]
     hooks = [len(m._forward_pre_hooks) + len(m._forward_hooks) for model in (base, tuned) for m in model.modules()]
     logits = tuned.eval()(input_ids=torch.arange(6)[None]).logits
@@ -257,6 +260,25 @@ def test_nothing_of_nnsight_stays_on_the_models(tiny, tokenizer, samples, fails,
 def test_a_wrong_argument_is_named(tiny, tokenizer, samples, asked, error, message):
     with pytest.raises(error, match=re.escape(message)):
         patch(tiny("llama"), tiny("llama"), tokenizer, asked.pop("samples", samples), **asked)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_hidden_layers": 3}, "differ in layers (2 and 3)"),
+        ({"num_attention_heads": 2}, "differ in heads (4 and 2)"),
+        ({"head_dim": 8}, "differ in head width (6 and 8)"),
+        ({"intermediate_size": 24}, "differ in neurons (20 and 24)"),
+        ({"hidden_size": 32}, "differ in width (16 and 32)"),
+        ({"vocab_size": 30}, "differ in vocabulary (23 and 30)"),
+    ],
+)
+def test_models_of_another_shape_are_named(tiny, tokenizer, samples, changed, message):
+    config = tiny("llama").config
+    config.update(changed)
+    other = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError, match=re.escape(message)):
+        patch(tiny("llama"), other, tokenizer, samples)
 
 
 def test_models_that_do_not_fit_are_named(tiny, tokenizer, samples):

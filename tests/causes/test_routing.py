@@ -159,3 +159,14 @@ def test_a_sample_is_its_own_counterfactual_without_effect(tiny, family, tokeniz
     given = {"method": "gradient", "queries": True, "reference": "resample", "counterfactuals": samples}
     table = attribute(tiny(family), tokenizer, samples, **given).table.query("kind == 'head'")
     assert table[["queries", "keys"]].abs().to_numpy().max() < 1e-5
+
+
+def test_passes_are_those_that_ran(tiny, tokenizer, samples):
+    """Attention runs as often as is told, the rest of a layer less often."""
+    model, ran = tiny("llama"), []
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda _m, args: ran.append(len(args[0]) * (3 if torch.is_grad_enabled() else 1))
+        )
+    found = attribute(model, tokenizer, samples, method="gradient", queries=True)
+    assert found.passes == sum(ran) / len(samples) / DEPTH == 7 + 2 * HEADS

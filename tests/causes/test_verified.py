@@ -13,7 +13,7 @@ from attribution.errors import ConfigError
 @pytest.mark.parametrize("method", ["gradient", "integrated", "conductance"])
 def test_the_top_is_ablated_exactly(tiny, tokenizer, samples, counterfactuals, method):
     model = tiny("llama")
-    given = {"reference": "resample", "counterfactuals": counterfactuals}
+    given = {"reference": "resample", "counterfactuals": counterfactuals, "metric": "log_odds_per_token"}
     plain = attribute(model, tokenizer, samples, method=method, **given)
     found = attribute(model, tokenizer, samples, method=method, verify=6, **given)
     exact = attribute(model, tokenizer, samples, **given).table.set_index(["kind", "layer", "index"])["effect"]
