@@ -22,6 +22,7 @@ from attribution.doctor.plan import Plan
 from attribution.doctor.seconds import Machine, machine, seconds, timed
 from attribution.doctor.structure import Structure, not_measured, structure
 from attribution.errors import ConfigError
+from attribution.updates.selection import Selection
 
 GIB = 2**30
 
@@ -120,8 +121,9 @@ def examine(
             raise ConfigError(f"{what} is {value}; expected a number above 0")
     plan = plan or Plan()
     given = opened(name, meta=meta, dtype=dtype, device=device, allow_pickle=allow_pickle)
-    components, shapes = Components(given.model), Shapes(given.model.config, dtype)
-    found = structure(components)
+    components = Components(given.model)
+    Selection(plan.kinds, plan.layers).mask(components)  # refuses what the model does not have
+    found, shapes = structure(components), Shapes(given.model.config, dtype)
     here = machine(dtype, device, tflops, bandwidth)
     if given.loaded and tflops is None:
         here = timed(here, given, plan, shapes)
