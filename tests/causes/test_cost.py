@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from attribution.causes import attribute
+from attribution.causes import attribute, given
 from attribution.causes.cost import saved, size
 from attribution.samples import Sample
 from attribution.worlds import planted as world
@@ -25,8 +25,8 @@ def prompts():
     return [Sample(**row) for row in world.prompts(32, seed=3, star="agree")]
 
 
-@pytest.mark.parametrize(("method", "given"), CASES, ids=[method + "".join(given) for method, given in CASES])
-def test_bytes_are_those_alive_at_the_peak(planted, prompts, method, given, monkeypatch):
+@pytest.mark.parametrize(("method", "asked"), CASES, ids=[method + "".join(asked) for method, asked in CASES])
+def test_bytes_are_those_alive_at_the_peak(planted, prompts, method, asked, monkeypatch):
     from attribution.causes import integrated
 
     monkeypatch.setattr(integrated, "PIECES", 1)
@@ -34,13 +34,19 @@ def test_bytes_are_those_alive_at_the_peak(planted, prompts, method, given, monk
     heads = [("head", layer, head) for layer in range(4) for head in range(4)]
     gc.collect()
     with LiveBytes() as live:
-        told = attribute(model, tokenizer, prompts, method=method, components=heads, **given).bytes
+        told = attribute(model, tokenizer, prompts, method=method, components=heads, **asked).bytes
     assert told / 3 < live.peak < 3 * told and told > 100_000
 
 
 def test_bytes_grow_with_samples(planted, prompts):
     few, many = (attribute(*planted, prompts[:n], method="gradient").bytes for n in (4, 32))
     assert 4 < many / few < 12
+
+
+def test_bytes_are_of_the_largest_batch(planted, prompts, monkeypatch):
+    monkeypatch.setattr(given, "BATCH_SIZE", 4)
+    few, many = (attribute(*planted, prompts[:n], method="gradient").bytes for n in (4, 16))
+    assert few <= many < 1.5 * few
 
 
 def test_sizes_count_a_storage_once():

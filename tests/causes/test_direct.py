@@ -18,6 +18,7 @@ from attribution.samples import collate, encode
 HEADS = [Component("head", layer, head) for layer in (0, 1) for head in range(4)]
 NEURONS = [Component("neuron", layer, neuron) for layer in (0, 1) for neuron in range(20)]
 ROWS = [Component("row", -1, token) for token in range(23)]
+CAP = "final_logit_softcapping"
 SETS = {
     "heads": HEADS[2:6],
     "mixed": [HEADS[0], HEADS[7], NEURONS[3], NEURONS[33]],
@@ -74,7 +75,8 @@ class ByHand:
 
     def unembed(self, normed):
         logits = functional.linear(normed, self.model.lm_head.weight, self.model.lm_head.bias)
-        return 5 * torch.tanh(logits / 5) if self.family == "gemma2" else logits
+        cap = self.model.config.to_dict().get(CAP)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def write(self, component):
         kind, layer, index = component
@@ -120,6 +122,17 @@ def test_every_component_as_by_hand(tiny, family, tied, tokenizer, samples, coun
         far = (found.per_sample[mine] - total.per_sample[mine]).abs().max()
         assert (far < 1e-5) == (kind == "row")  # nothing comes after a row
     assert found.table["kl"].max() > 1e-3 and (found.table["kl"] > -1e-6).all()
+
+
+def test_a_soft_cap_comes_after_the_change(tiny, tokenizer, samples, agree):
+    model = tiny("llama")
+    plain = attribute(model, tokenizer, samples, path="direct", components=HEADS)
+    model.config.update({CAP: 2.0})  # of a size that bends these logits
+    found = attribute(model, tokenizer, samples, path="direct", components=HEADS)
+    expected = by_hand(model, tokenizer, samples, samples, "zero")
+    agree(found.per_sample, torch.stack([expected.effect([c]) for c in HEADS]))
+    assert (found.per_sample - plain.per_sample).abs().max() > 0.05
+    assert found.caveats[0] == "this model soft-caps its logits: direct effects do not add up over components"
 
 
 def test_effects_on_logits_add_up(tiny, family, tokenizer, samples, agree):

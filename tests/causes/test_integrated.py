@@ -7,7 +7,9 @@ from captum.attr import IntegratedGradients
 from attribution.capture import edited, scored_logits, sites
 from attribution.causes import ablate, attribute, integrated
 from attribution.causes.integrated import integrate
+from attribution.causes.methods import Asked, caveats
 from attribution.causes.reference import zeros
+from attribution.causes.result import Cut, Found
 from attribution.components import Components
 from attribution.metrics import log_odds
 from attribution.models import anatomy
@@ -140,6 +142,17 @@ def test_more_nodes_come_closer_and_the_residual_says_so(tiny, tokenizer, sample
         assert any("not resolved" in each for each in found[nodes].caveats)
     assert abs(found[2].residual) > abs(found[10].residual) and not any("not resolved" in each for each in best.caveats)
     assert found[2].passes < found[10].passes < best.passes
+
+
+def test_what_is_not_resolved_is_told_from_twice_the_tolerance(tiny):
+    def told(residual):
+        cut = Cut(torch.tensor([6.0 - residual, -4.0]), torch.zeros(2), torch.tensor([6.0, -4.0]))
+        found = [Found(torch.zeros(0, 2), 1.0, 0, cuts={"rows": cut})]
+        asked = Asked("integrated", "total", 10, False, 0, 0)
+        return caveats(asked, anatomy(tiny("llama")), "logit_difference", "zero", [], found, None)
+
+    assert told(0.015) == () == told(-0.015)  # of 10
+    assert told(-0.03) == ("not resolved: the sum over rows misses 0.03 of a change of 10; give more nodes",)
 
 
 def test_passes_are_those_that_ran(tiny, tokenizer, samples):
