@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from by_name import module
+from by_name import DENSE, module
 
 from attribution.capture import Site, sites, tapped
 from attribution.causes import given, patching
@@ -24,6 +24,12 @@ SETS = {
             *(Component("neuron", layer, n) for layer in (0, 1) for n in range(20))],
     "nothing": [],
 }  # fmt: skip
+
+
+@pytest.fixture(params=DENSE)
+def family(request):
+    """Mixtures are refused, see test_experts.py."""
+    return request.param
 
 
 @pytest.fixture
