@@ -1,9 +1,23 @@
 """Where each model family keeps its head outputs, neurons and unembedding. Data only: no logic, no torch.
 
 A row is a set of claims about module paths and layouts. `models.load` refutes a wrong row before anything is computed
-from it: shapes, the residual and logit identities, and a causal check (zeroing one head must change the logits).
+from it: shapes, the residual and logit identities, and causal checks (zeroing one head must change the logits; turning one
+head's queries round must change what that head puts out, there and nowhere else).
 
-To add a family, add a row. Paths of layer parts are relative to one layer.
+| model_type                   | queries, keys, values | neurons           | branches | post-norms | else                |
+|------------------------------|-----------------------|-------------------|----------|------------|---------------------|
+| llama, mistral, qwen2, qwen3 | apart, grouped        | gated, apart      | in turn  |            |                     |
+| olmo2                        | apart, grouped        | gated, apart      | in turn  | both       | no norms before     |
+| gemma2, gemma3_text          | apart, grouped        | gated, apart      | in turn  | both       | soft caps (Gemma 2) |
+| phi                          | apart                 | plain             | abreast  |            | unembedding bias    |
+| phi3                         | one linear, in blocks | gated, one linear | in turn  |            |                     |
+| gpt2                         | one linear, in blocks | plain             | in turn  |            | weights [in, out]   |
+| gpt_neo                      | apart                 | plain             | in turn  |            |                     |
+| gpt_neox                     | one linear, by heads  | plain             | abreast  |            |                     |
+| mixtral, olmoe, qwen3_moe    | apart, grouped        | gated, in experts | in turn  |            | a router            |
+
+Where gate and up features stand in one linear their order does not matter: both belong to the neuron. To add a family, add a
+row. Paths of layer parts are relative to one layer.
 """
 
 from __future__ import annotations

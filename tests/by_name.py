@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+from attribution.architectures import ARCHITECTURES
 from attribution.models import anatomy
 
 MIXTURES = ("mixtral", "olmoe", "qwen3_moe")
+DENSE = sorted(set(ARCHITECTURES) - set(MIXTURES))
 
 
 class Names(NamedTuple):

@@ -139,7 +139,9 @@ def _in_float64(model: torch.nn.Module) -> None:
             module.forward = partial(_route, module)
         if isinstance(module, GPTNeoSelfAttention):
             module._attn = partial(_neo_attention, module)
-    if model.config._attn_implementation == "eager" and model.config.model_type == "gemma2":
+    if hasattr(model, "num_experts"):
+        model.set_experts_implementation("batched_mm")  # the default kernel knows no float64
+    if model.config.model_type == "gemma2":
         AttentionInterface.register("unrounded", _gemma_attention)
         AttentionMaskInterface.register("unrounded", eager_mask)
         model.set_attn_implementation("unrounded")

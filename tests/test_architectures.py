@@ -55,6 +55,10 @@ WRONG = {
     "heads from what parallel attention reads": ("gpt_neox", {"attention_out": "attention.query_key_value"}),
     "neurons from the fused gate": ("phi3", {"mlp_out": "mlp.gate_up_proj"}),
     "heads of Phi by the name of Llama": ("phi", {"attention_out": "self_attn.o_proj"}),
+    "experts as one linear": ("mixtral", {"experts": False}),
+    "one linear as experts": ("llama", {"experts": True}),
+    "a router as experts": ("olmoe", {"mlp_out": "mlp.gate"}),
+    "the block as experts": ("qwen3_moe", {"mlp_out": "mlp"}),
     "no such layers": ("llama", {"layers": "transformer.h"}),
     "layers that are no list": ("llama", {"layers": "model"}),
 }  # fmt: skip
@@ -73,7 +77,8 @@ for family, (fused, right, per_head) in FUSED.items():
 WRONG |= {
     f"{family}: {part} as {other}": (family, {"projections": (Projection(path.format(part), (other,)),)})
     for family, path in (("qwen3", "self_attn.{}_proj"), ("gemma3_text", "self_attn.{}_proj"),
-                         ("phi", "self_attn.{}_proj"), ("gpt_neo", "attn.attention.{}_proj"), ("olmo2", "self_attn.{}_proj"))
+                         ("phi", "self_attn.{}_proj"), ("gpt_neo", "attn.attention.{}_proj"), ("olmo2", "self_attn.{}_proj"),
+                         ("olmoe", "self_attn.{}_proj"))
     for part, other in itertools.permutations("qkv", 2)
 }  # fmt: skip
 WRONG |= {

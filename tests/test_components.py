@@ -6,19 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from by_name import DENSE, MIXTURES
 
 from attribution.components import Component, Components
 from attribution.errors import ConfigError
 
 IDS = torch.tensor([[1, 5, 9, 3, 17, 4, 4, 20]])
-REMAINDER = {
-    "llama": {"keys", "values", "norms", "embedding", "final norm"},
-    "mistral": {"keys", "values", "norms", "embedding", "final norm"},
-    "qwen2": {"keys", "values", "norms", "embedding", "final norm", "biases"},
-    "qwen3": {"keys", "values", "norms", "embedding", "final norm"},
-    "olmo2": {"keys", "values", "norms", "embedding", "final norm"},
-    "gpt2": {"keys", "values", "norms", "embedding", "final norm", "biases", "positions"},
-}
+REMAINDER = {"keys", "values", "norms", "embedding", "final norm"}
+ALSO = {
+    "qwen2": {"biases"}, "gpt2": {"biases", "positions"}, "gpt_neo": {"biases", "positions"}, "gpt_neox": {"biases"},
+    "phi": {"biases", "unembedding bias"}, **{family: {"router"} for family in MIXTURES},
+}  # fmt: skip
+WIDE = ("llama", "qwen3", "gemma2", "gemma3_text", "mixtral", "qwen3_moe")  # heads of 6, not 4
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_groups_and_table_name_everything_once(index, family):
     assert len(index.groups) == index.group_count
     assert not index.table.duplicated().any() and not index.groups.duplicated().any()
     rest = index.groups[index.remainder_mask.numpy()]
-    assert set(rest["kind"]) == {"remainder"} and set(rest["part"]) == REMAINDER[family]
+    assert set(rest["kind"]) == {"remainder"} and set(rest["part"]) == REMAINDER | ALSO.get(family, set())
     assert (rest["index"] == -1).all()
     assert set(rest[rest["part"].isin(["keys", "values", "norms"])]["layer"]) == {0, 1}
     output = index.groups.iloc[index.output_groups]
@@ -88,53 +87,75 @@ def test_groups_and_table_name_everything_once(index, family):
 # Ownership, against slices written by hand
 
 
+def attention_by_hand(family, layer, head, kv_heads):
+    """Where transformers' own code finds a head's part of the output, its queries, all keys and all values."""
+    d, every = 6 if family in WIDE else 4, slice(None)
+    mine = slice(head * d, (head + 1) * d)
+    if family == "gpt2":  # weights are [in, out]
+        path = f"transformer.h.{layer}.attn"
+        fused = [(f"{path}.c_attn.weight", (every, where)) for where in (mine, slice(16, 32), slice(32, 48))]
+        return d, [(f"{path}.c_proj.weight", (mine,)), *fused]
+    if family == "gpt_neox":  # view(..., heads, 3 * head_dim).chunk(3)
+        path, rows = f"gpt_neox.layers.{layer}.attention", torch.arange(48).view(4, 3, d)
+        fused = [(f"{path}.query_key_value.weight", (where,)) for where in (rows[head, 0], rows[:, 1], rows[:, 2])]
+        return d, [(f"{path}.dense.weight", (every, mine)), *fused]
+    if family == "phi3":
+        path, end = f"model.layers.{layer}.self_attn", 4 * d + kv_heads * d
+        fused = [(f"{path}.qkv_proj.weight", (where,)) for where in (mine, slice(4 * d, end), slice(end, None))]
+        return d, [(f"{path}.o_proj.weight", (every, mine)), *fused]
+    path = f"transformer.h.{layer}.attn.attention" if family == "gpt_neo" else f"model.layers.{layer}.self_attn"
+    out = {"gpt_neo": "out_proj", "phi": "dense"}.get(family, "o_proj")
+    split = [(f"{path}.{part}_proj.weight", (mine if part == "q" else every,)) for part in "qkv"]
+    return d, [(f"{path}.{out}.weight", (every, mine)), *split]
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("head", [0, 3])
 def test_a_head_owns_its_output_columns_and_query_rows(tiny, family, layer, head):
     index = Components(tiny(family))
-    d = 6 if family in ("llama", "qwen3") else 4
-    mine = slice(head * d, (head + 1) * d)
-    if family == "gpt2":  # weights are [in, out]; queries are the first third of the fused projection
-        assert marked(index, f"transformer.h.{layer}.attn.c_proj.weight", mine) == {("head", layer, head, "writing"): d * 16}
-        fused = f"transformer.h.{layer}.attn.c_attn.weight"
-        assert marked(index, fused, slice(None), mine) == {("head", layer, head, "routing"): 16 * d}
-        for third, name in ((1, "keys"), (2, "values")):
-            assert marked(index, fused, slice(None), slice(16 * third, 16 * third + 16)) == {
-                ("remainder", layer, -1, name): 256
-            }
-    else:
-        attention = f"model.layers.{layer}.self_attn"
-        assert marked(index, f"{attention}.o_proj.weight", slice(None), mine) == {("head", layer, head, "writing"): 16 * d}
-        assert marked(index, f"{attention}.q_proj.weight", mine) == {("head", layer, head, "routing"): d * 16}
-        size = index.parts.kv_heads * d * 16
-        assert marked(index, f"{attention}.k_proj.weight") == {("remainder", layer, -1, "keys"): size}
-        assert marked(index, f"{attention}.v_proj.weight") == {("remainder", layer, -1, "values"): size}
+    kv = index.parts.kv_heads
+    d, (out, queries, keys, values) = attention_by_hand(family, layer, head, kv)
+    assert marked(index, out[0], *out[1]) == {("head", layer, head, "writing"): d * 16}
+    assert marked(index, queries[0], *queries[1]) == {("head", layer, head, "routing"): d * 16}
+    for (name, where), part in ((keys, "keys"), (values, "values")):
+        assert marked(index, name, *where) == {("remainder", layer, -1, part): kv * d * 16}
+
+
+MLP = {  # output, inputs
+    "gpt2": ("transformer.h.1.mlp.c_proj", ["transformer.h.1.mlp.c_fc"]),
+    "gpt_neo": ("transformer.h.1.mlp.c_proj", ["transformer.h.1.mlp.c_fc"]),
+    "gpt_neox": ("gpt_neox.layers.1.mlp.dense_4h_to_h", ["gpt_neox.layers.1.mlp.dense_h_to_4h"]),
+    "phi": ("model.layers.1.mlp.fc2", ["model.layers.1.mlp.fc1"]),
+    "phi3": ("model.layers.1.mlp.down_proj", ["model.layers.1.mlp.gate_up_proj"]),
+}
 
 
 @pytest.mark.parametrize("neuron", [0, 19])
+@pytest.mark.parametrize("family", DENSE)  # test_experts.py has theirs
 def test_a_neuron_owns_its_output_column_and_input_rows(tiny, family, neuron):
     index = Components(tiny(family))
-    if family == "gpt2":
-        assert marked(index, "transformer.h.1.mlp.c_proj.weight", neuron) == {("neuron", 1, neuron, "writing"): 16}
-        assert marked(index, "transformer.h.1.mlp.c_fc.weight", slice(None), neuron) == {("neuron", 1, neuron, "gating"): 16}
-        assert marked(index, "transformer.h.1.mlp.c_fc.bias", neuron) == {("remainder", 1, -1, "biases"): 1}
-        expected = 16
-    else:
-        assert marked(index, "model.layers.1.mlp.down_proj.weight", slice(None), neuron) == {
-            ("neuron", 1, neuron, "writing"): 16
-        }
-        for linear in ("gate_proj", "up_proj"):
-            assert marked(index, f"model.layers.1.mlp.{linear}.weight", neuron) == {("neuron", 1, neuron, "gating"): 16}
-        expected = 32
+    llama = ("model.layers.1.mlp.down_proj", ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"])
+    out, inputs = MLP.get(family, llama)
+    column = (neuron,) if family == "gpt2" else (slice(None), neuron)
+    assert marked(index, f"{out}.weight", *column) == {("neuron", 1, neuron, "writing"): 16}
+    rows = [neuron, 20 + neuron] if family == "phi3" else [neuron]  # gates before inputs
+    for linear in inputs:
+        for row in rows:
+            where = (slice(None), row) if family == "gpt2" else (row,)
+            assert marked(index, f"{linear}.weight", *where) == {("neuron", 1, neuron, "gating"): 16}
+    if family in ("gpt2", "gpt_neo", "gpt_neox", "phi"):
+        assert marked(index, f"{inputs[0]}.bias", neuron) == {("remainder", 1, -1, "biases"): 1}
     groups = index.groups
     gating = groups.index[(groups["kind"] == "neuron") & (groups["part"] == "gating")]
-    assert set(index.sizes[gating].tolist()) == {expected}
+    assert set(index.sizes[gating].tolist()) == {16 * len(inputs) * len(rows)}
 
 
 def test_a_row_owns_its_row_of_the_unembedding_and_none_of_the_embedding(index, family):
-    embedding = "transformer.wte.weight" if family == "gpt2" else "model.embed_tokens.weight"
+    embedding = {"gpt2": "transformer.wte", "gpt_neo": "transformer.wte", "gpt_neox": "gpt_neox.embed_in"}
     assert marked(index, "lm_head.weight", 22) == {("row", -1, 22, "writing"): 16}
-    assert marked(index, embedding, 22) == {("remainder", -1, -1, "embedding"): 16}
+    assert marked(index, f"{embedding.get(family, 'model.embed_tokens')}.weight", 22) == {
+        ("remainder", -1, -1, "embedding"): 16
+    }
 
 
 # Sets of components
@@ -241,9 +262,13 @@ def finite_differences(index):
         if kind == "row":
             piece, fixed = parts.unembedding.weight[i], mean
         else:
-            matrix = (parts.attention_out if kind == "head" else parts.mlp_out)[layer].weight
+            module = (parts.attention_out if kind == "head" else parts.mlp_out)[layer]
             mine = slice(i * units[kind], (i + 1) * units[kind])
-            piece, fixed = matrix[mine] if parts.row.transposed else matrix[:, mine], 0.0
+            if kind == "neuron" and parts.experts > 1:
+                piece = module.experts.down_proj[i // 4, :, i % 4]
+            else:
+                piece = module.weight[mine] if parts.row.transposed else module.weight[:, mine]
+            fixed = 0.0
         intact, values = piece.clone(), []
         for scale in (1 + 1e-4, 1 - 1e-4):
             piece.copy_(fixed + scale * (intact - fixed))

@@ -105,8 +105,8 @@ def caveats(
         )
     if row.experts and asked.method == "integrated":
         told.append(
-            "along the path tokens jump from expert to expert, and what the metric jumps there is in no component's effect but "
-            "in the residual"
+            "along the path tokens jump from expert to expert; what the metric jumps there no number of nodes resolves: it is "
+            "in no component's effect, but in the residual"
         )
     if row.experts and reference != "zero":
         told.append("where a token is not routed to an expert nothing replaces its neurons, whatever the reference")

@@ -81,6 +81,8 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
         raise ModelError(
             f"the tokenizer of model {name!r} cannot be opened; save one beside the weights with save_pretrained"
         ) from error
+    if model.dtype == torch.float64 and row_of(config.model_type).experts:
+        model.set_experts_implementation("batched_mm")  # transformers' default kernel has no float64
     model.to(device).eval()
     check(model)
     return Loaded(model, tokenizer)

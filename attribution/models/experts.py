@@ -65,7 +65,7 @@ class ExpertsOut(nn.Module):
                     f"experts run by {kernel!r} show no single neurons; call model.set_experts_implementation"
                     f"({KERNELS[0]!r}) first"
                 )
-            block = self._of[0]()
+            block: Any = self._of[0]()
             self._open = [
                 block.register_forward_pre_hook(self._see_tokens),
                 self.experts.register_forward_pre_hook(self._see_routing),

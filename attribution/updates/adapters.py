@@ -75,8 +75,8 @@ class Effective:
         self.model = cast(PreTrainedModel, self._twin(self.original, "", twins))
         if anatomy(self.model).row.experts:
             raise RecordError(
-                f"{type(self.model).__name__} is a mixture of experts, whose neurons are not recorded under adapters; "
-                "train it whole"
+                f"{type(self.model).__name__} is a mixture of experts, whose neurons are not recorded under adapters; train "
+                "it whole"
             )
         self.originals = {twin: original for original, twin in twins.items()}
         trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from by_name import module
+from by_name import DENSE, module
 from captum.attr import LayerConductance
 
 from attribution.capture import rewritten, scored_logits
@@ -15,6 +15,12 @@ from attribution.metrics import log_odds
 from attribution.samples import collate, encode
 
 UNITS = {"head": 4, "neuron": 20}
+
+
+@pytest.fixture(params=DENSE)
+def family(request):
+    """Mixtures are refused, see test_experts.py."""
+    return request.param
 
 
 @pytest.fixture

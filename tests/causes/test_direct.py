@@ -4,7 +4,7 @@ nothing does change."""
 import numpy as np
 import pytest
 import torch
-from by_name import module
+from by_name import MIXTURES, module
 from torch.nn import functional
 
 from attribution.causes import ablate, attribute, direct, self_repair
@@ -56,6 +56,14 @@ class ByHand:
             for kind in ("head", "neuron")
             for layer in (0, 1)
         ]
+        handles += [
+            self.layers[layer].mlp.gate.register_forward_hook(
+                lambda _m, _a, out, key=("router", layer): kept.__setitem__(
+                    key, torch.zeros_like(out[0]).scatter(1, out[2], out[1])
+                )
+            )
+            for layer in ((0, 1) if self.family in MIXTURES else ())
+        ]
         handles.append(self.final.register_forward_pre_hook(lambda _m, args: kept.__setitem__("end", args[0].clone())))
         self.model(input_ids=ids)
         for handle in handles:
@@ -86,6 +94,8 @@ class ByHand:
         mine = slice(index * size, (index + 1) * size)
         value = self.reference[kind, layer] if self.reference else torch.zeros_like(activation)
         change = (value - activation)[..., mine] @ weight[mine]
+        if self.family in MIXTURES and kind == "neuron":  # 5 experts of 4 neurons
+            change = change * self.kept["router", layer].view(*activation.shape[:2], 5)[..., index // 4, None]
         if self.family in ("olmo2", "gemma2", "gemma3_text"):
             block = self.layers[layer]
             norm = block.post_attention_layernorm if kind == "head" else block.post_feedforward_layernorm
@@ -136,7 +146,9 @@ def test_a_soft_cap_comes_after_the_change(tiny, tokenizer, samples, agree):
 
 
 def test_effects_on_logits_add_up(tiny, family, tokenizer, samples, agree):
-    """The difference of two logits is linear in what is written, as long as scales are held."""
+    """The difference of two logits is linear in what is written, as long as scales are held and nothing caps the logits."""
+    if family == "gemma2":
+        pytest.skip("its logits are capped, of which the result has a caveat")
     model = tiny(family)
     units = [*HEADS, *NEURONS]
     single = attribute(model, tokenizer, samples, path="direct", metric="logit_difference", components=units)

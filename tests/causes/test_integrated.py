@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from by_name import MIXTURES
 from captum.attr import IntegratedGradients
 
 from attribution.capture import edited, scored_logits, sites
@@ -22,7 +23,7 @@ def reference(request):
     return request.param
 
 
-def check_sums(found, jointly, weights):
+def check_sums(found, jointly, weights, resolved=True):
     """Effects of heads and neurons and the residual make up the joint ablation; so do rows, alone."""
     for number, (cut, units) in enumerate((("heads and neurons", True), ("rows", False))):
         mine = torch.as_tensor(((found.table["kind"] != "row") == units).to_numpy(copy=True))
@@ -32,7 +33,9 @@ def check_sums(found, jointly, weights):
         assert told["effects"] + told["residual"] == pytest.approx(told["change"], abs=1e-9)
         assert told["change"] == pytest.approx(jointly[number], abs=1e-4)
         size = found.per_sample[mine].sum(0).abs().mean().item()  # per sample, of which weights may cancel the mean
-        assert abs(told["residual"]) <= 2e-3 * size + 1e-5 and size > 0.1
+        assert size > 0.1
+        if resolved or not units:
+            assert abs(told["residual"]) <= 2e-3 * size + 1e-5
     assert found.residual == found.sums["residual"].iloc[int(found.sums["residual"].abs().argmax())]
 
 
@@ -44,8 +47,9 @@ def test_effects_add_up_to_the_joint_ablation(tiny, family, tokenizer, samples, 
     table = Components(model).table
     kinds = {"units": table[table["kind"] != "row"], "rows": table[table["kind"] == "row"]}
     jointly = ablate(model, tokenizer, samples, kinds, **given)["effect"].tolist()
-    check_sums(found, jointly, torch.tensor([s.weight for s in samples]).double())
-    assert not any("not resolved" in each for each in found.caveats)
+    mixture = family in MIXTURES  # along the path the choice of experts jumps: what it misses, 5 to 35 % here, is said
+    check_sums(found, jointly, torch.tensor([s.weight for s in samples]).double(), resolved=not mixture)
+    assert any("not resolved" in each for each in found.caveats) == any("jump" in each for each in found.caveats) == mixture
 
 
 def test_ten_nodes_resolve_the_planted_model(planted):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from by_name import module
+from by_name import DENSE, module
 from transformers import AutoModelForCausalLM
 
 from attribution.capture import Site, sites, tapped
@@ -26,6 +26,12 @@ SETS = {
             *(Component("neuron", layer, n) for layer in (0, 1) for n in range(20))],
     "nothing": [],
 }  # fmt: skip
+
+
+@pytest.fixture(params=DENSE)
+def family(request):
+    """Mixtures are refused, see test_experts.py."""
+    return request.param
 
 
 @pytest.fixture

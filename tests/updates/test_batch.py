@@ -63,6 +63,9 @@ def test_causes_are_the_tapped_ones_with_clip_scale_and_normalizer_undone(watch,
     assert (found.clip_factor < 0.5) if clip else (found.clip_factor == 1.0)
     causes = watch.causes(found, watch.gradients(found))
     expected = tapped(components, encoded)
+    if model.config.model_type in ("gemma2", "phi"):  # behind a cap or a bias the logit of a tap is not the row's own
+        units = (components.table["kind"] != "row").to_numpy(copy=True)
+        causes, expected = causes[units], expected[units]
     assert causes.abs().max() > 0.1
     torch.testing.assert_close(causes, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     direct = log_prob(logits(components, encoded), collate(encoded)).sum().item()
