@@ -21,7 +21,7 @@ from attribution.doctor.structure import Structure
 from attribution.runs.stages import CAUSE_SAMPLES, GRAFTED_NEURONS, GRAFTED_ROWS
 
 OVERHEAD = 0.05  # of a step, for the recorder without probes
-ABLATED = 0.75  # of the layers that an exact ablation runs again, the share of their time in a whole forward pass
+HEAD, NEURON = 1.1, 0.75  # time of the layers that an exact ablation runs again, over their time in a forward pass
 OPTIMIZER = 20  # times that AdamW reads or writes an element of a parameter
 SOFTMAX = 12  # times that an ablated row's metric and KL read or write a logit
 TIMED_TOKENS = 4_096  # of the pass that is timed, at most
@@ -98,22 +98,23 @@ def seconds(found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated
     training = plan.max_steps * (plan.accumulation * here.seconds(step) + OPTIMIZER * trained / here.traffic)
     parts = {"training": training, "recorder without probes": OVERHEAD * training}
     if plan.runs_again(found.small):
-        again = shapes.training(plan.batch_size, plan.length)
-        parts["training batches run again"] = plan.max_steps * plan.accumulation * here.seconds(again)
+        once_more = here.seconds(shapes.training(plan.batch_size, plan.length))
+        parts["training batches run again"] = plan.max_steps * plan.accumulation * once_more
     if not plan.probes:
         return parts
     samples = min(plan.probe_samples, BATCH_SIZE)
     reading, repeats = shapes.probe(samples, plan.length, plan.response), plan.probes * ceil(plan.probe_samples / BATCH_SIZE)
     forward = here.forward(reading)
-    half = ABLATED * (found.layers + 1) / (2 * found.layers) * forward
+    again = forward * (found.layers + 1) / (2 * found.layers)  # the layers from its own on, on average
+    heads, neurons = ablated["head"] * HEAD * again, ablated["neuron"] * NEURON * again
     row = SOFTMAX * samples * plan.response * found.rows * 4 / here.traffic
-    singles = ablated["neuron"] * half + ablated["row"] * row
+    singles = neurons + ablated["row"] * row
     grafted = min(found.layers * min(found.neurons, GRAFTED_NEURONS), ablated["neuron"]) + min(GRAFTED_ROWS, ablated["row"])
     return parts | {
         "readings of probe sets": (plan.max_steps + 1) * repeats * here.seconds(reading),
-        "exact ablation of heads": plan.ablated_at * repeats * ablated["head"] * half,
+        "exact ablation of heads": plan.ablated_at * repeats * heads,
         "exact ablation of neurons and rows, at both ends": 2 * repeats * singles,
-        "causes on training samples": (ablated["head"] * half + singles) * CAUSE_SAMPLES / samples,
+        "causes on training samples": (heads + singles) * CAUSE_SAMPLES / samples,
         "grafts": 2 * (ablated["head"] + plan.probes * grafted) * repeats * forward,
     }
 
