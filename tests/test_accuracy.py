@@ -51,7 +51,7 @@ def test_what_adds_up_agrees_and_what_is_shuffled_does_not():
     draw = np.random.default_rng(0)
     score, members = draw.normal(size=(300, 20)), draw.random((200, 300)) < 0.5
     found = agreement("linear", members @ score, members @ score, redrawn=True)
-    assert list(found.values()) == pytest.approx([1.0, 1.0, 1.0, found["linear halves"]])
+    assert list(found.values()) == pytest.approx([1.0, 1.0, 1.0, found["linear halves"]], abs=2e-3)
     shuffled = agreement("linear", members @ draw.permutation(score), members @ score, redrawn=True)
     assert shuffled["linear low"] < 0 < shuffled["linear high"] and abs(shuffled["linear"]) < 0.2
 
