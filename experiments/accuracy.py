@@ -13,14 +13,16 @@ over samples, and over random sets where there are any, of the figure that as ma
     halves       the figure before it, with the score from one half of the samples and the ablation from the other half, mean
                  over random splits. Of the row `ablation` this is the noise ceiling: how far half of the samples fix the
                  ranking at all. It is not corrected to all samples (Spearman-Brown): with effects of heavy tails that is off by
-                 0.06 in simulations of rank correlations.
+                 0.06 in simulations of rank correlations. It is below zero where samples are balanced, as are the replies of
+                 `planted`: the reply that is right more often in one half is so less often in the other.
     passes       forward passes over the samples for all components of all kinds, a backward pass counting as two
     time         seconds of that, in units of one forward and backward pass over the same samples in the same turn (the first
                  8 samples; median over turns)
 
 A score and the ablation that it is compared with see the same samples, so that `exact` may well exceed the ceiling; what it
 tells beyond these samples is in `halves`. The last three rows are rivals that nobody would call an attribution: the size of
-the activation (root of summed squares over tokens), the norm of the output weights, and random numbers.
+the activation (root of summed squares over tokens), the norm of the output weights, and random numbers, of one draw: over 16
+heads every twentieth draw correlates beyond 0.5, which no interval over samples knows.
 
 Ablation replaces by zero, rows by the mean over the vocabulary; gradient and integrated have the same references, conductance
 has a path of its own, from the mean embedding. Effects are of single components and of integrals as their methods define them:
@@ -61,6 +63,7 @@ GROUPS = {**{kind: (kind,) for kind in KINDS}, TOGETHER: ("head", "neuron")}
 SHARES = (0.1, 0.5)  # of a layer's components in a random set
 TOP, AT_LEAST = 0.05, 3  # largest components: a share of them, and at least so many
 SPLITS, DRAWS = 20, 500  # of the samples into halves, and of the bootstrap
+CERTAIN = 0.999  # correlation beyond which intervals make no difference
 TIMED, TURNS = 8, 3  # samples of what is timed, and how often
 WORDS = {"prompt_words": 8, "response_words": 2}  # of samples cut from a text
 ABOUT = {
@@ -317,20 +320,19 @@ def agreement(name: str, predicted: np.ndarray, measured: np.ndarray, redrawn: b
         units = draw.integers(len(predicted), size=again[0].shape)
         again = tuple(np.take_along_axis(each, units, axis=0) for each in again)
     value = float(spearman(predicted.mean(1), measured.mean(1)))
-    low, high = interval(value, spearman(*again), len(predicted))
+    low, high = interval(value, spearman(*again))
     first = np.argsort(draw.random((count, SPLITS)), axis=0) < count // 2  # [sample, split]
     one, other = (half / half.sum(0) for half in (first, ~first))
     halves = np.concatenate([spearman(predicted @ one, measured @ other), spearman(predicted @ other, measured @ one)])
     return {name: value, f"{name} low": low, f"{name} high": high, f"{name} halves": float(halves.mean())}
 
 
-def interval(value: float, drawn: np.ndarray, units: int) -> tuple[float, float]:
-    """95 % interval of a rank correlation of so many units, from the spread of Fisher's z over bootstrap draws.
+def interval(value: float, drawn: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a rank correlation, from the spread of Fisher's z over bootstrap draws; beyond 0.999 all is alike.
 
     Draws hold the noise of the samples twice over and lie lower than the value: their spread is of use, their place is not.
     """
-    most = 1 - 3 / (units**3 - units)  # half way between 1 and the next lower value
-    middle, z = (np.arctanh(np.clip(each, -most, most)) for each in (value, drawn))
+    middle, z = (np.arctanh(np.clip(each, -CERTAIN, CERTAIN)) for each in (value, drawn))
     low, high = np.tanh([middle - 1.96 * z.std(), middle + 1.96 * z.std()])
     return float(min(low, value)), float(max(high, value))
 
@@ -345,8 +347,8 @@ def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def recall(score: np.ndarray, exact: np.ndarray) -> float:
     """Share of the components with the largest exact effects that are among as many with the largest scores, by size."""
     count = max(AT_LEAST, math.ceil(TOP * len(score)))
-    largest = (np.argsort(-abs(each.mean(1)), kind="stable")[:count] for each in (score, exact))
-    return len(np.intersect1d(*largest)) / count
+    first, wanted = (np.argsort(-abs(each.mean(1)), kind="stable")[:count] for each in (score, exact))
+    return float(np.isin(wanted, first).mean())
 
 
 # The page
@@ -365,21 +367,21 @@ def page(rows: pd.DataFrame) -> str:
 
 
 def short(rows: pd.DataFrame) -> str:
-    """The table of the README: methods and the best of their rivals; `exact / linear 0.5`, by kind."""
+    """The table of the README: methods and the best of their rivals; `exact / linear 0.1 / linear 0.5`, by kind."""
     lines = []
     for name, own in rows.groupby("model"):
         for method in [each for each in METHODS if each not in ("weight norm", "random")]:
             found = own[own["method"] == method].set_index("kind")
-            line = {"model": name, "method": method} | {kind: _pair(found.loc[kind], "") for kind in GROUPS}
+            line = {"model": name, "method": method} | {kind: _figures(found.loc[kind], "") for kind in GROUPS}
             lines.append(line | {"passes": _whole(found["passes"].iloc[0]), "time": _whole(found["time"].iloc[0])})
         found = own[own["method"] == ABLATION].set_index("kind")
-        line = {"model": name, "method": "noise ceiling"} | {kind: _pair(found.loc[kind], " halves") for kind in GROUPS}
+        line = {"model": name, "method": "noise ceiling"} | {kind: _figures(found.loc[kind], " halves") for kind in GROUPS}
         lines.append(line | {"passes": "", "time": ""})
     return _table(pd.DataFrame(lines))
 
 
-def _pair(row: pd.Series, which: str) -> str:
-    return f"{row[f'exact{which}']:.2f} / {row[f'linear 0.5{which}']:.2f}"
+def _figures(row: pd.Series, which: str) -> str:
+    return " / ".join(f"{row[name + which]:.2f}" for name in ("exact", *(f"linear {share:g}" for share in SHARES)))
 
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:
