@@ -42,6 +42,8 @@ def attention(request):
 @torch.no_grad()
 def test_a_replay_from_any_layer_is_the_pass(tiny, family, attention, name):
     model = tiny(family)
+    if (family, attention) == ("gemma2", "sdpa"):
+        pytest.skip("this kernel caps no scores")
     model.set_attn_implementation(attention)
     parts, batch = anatomy(model), batch_of(BATCHES[name])
     expected = model(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.scored]
@@ -64,10 +66,10 @@ def test_a_replay_in_a_shipped_or_real_model(request, batch, name):
         close(replay.run(replay.hidden[first].repeat(2, 1, 1), first)[1], replay.logits)
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma3_text"])
 @torch.no_grad()
 def test_a_replay_keeps_sliding_windows(tiny, attention, family):
-    """In every layer of Mistral; in Qwen2 in the second only, so that layers get different masks."""
+    """In every layer of Mistral; in Qwen 2 in the second only, in Gemma 3 in the first, so that layers get different masks."""
     model = tiny(family)
     model.set_attn_implementation(attention)
     parts, batch = anatomy(model), batch_of([(1, 4, 7, 11, 5, 9, 13, 15), (1, 3, 3, 8, 2, 9)])
