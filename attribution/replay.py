@@ -165,7 +165,9 @@ class Replay:
         Nothing of those for which `Readers` do not hold: they run. Arguments as of a call of `Readers`.
         """
         if layer not in self._readers:
-            found = [Readers(norm, linears, self.hidden[layer]) for norm, linears in self._norms[layer].items()]
+            narrow = {module for part in self._last for module in part.modules()}  # runs at scored positions, which is less
+            wide = {norm: [each for each in linears if each not in narrow] for norm, linears in self._norms[layer].items()}
+            found = [Readers(norm, linears, self.hidden[layer]) for norm, linears in wide.items() if linears]
             self._readers = {layer: [each for each in found if each.hold()]}  # of one layer at a time: they hold tensors
         outs = [each(moved, change, written) for each in self._readers[layer]]
         return {linear: out.flatten(0, 1) for each in outs for linear, out in each.items()}
