@@ -264,7 +264,9 @@ class Replay:
             if args and args[0] is self.hidden[-1]:
                 normed[part] = out
             last = parts.attention_out[-1]
-            if last in outs and last not in inside and beside is None and part not in self._last:  # Phi has one dropout for both
+            if (
+                last in outs and last not in inside and beside is None and part not in self._last
+            ):  # Phi has one dropout for both
                 self._last.append(part)
 
         handles = [layer.register_forward_pre_hook(called, with_kwargs=True) for layer in parts.layers]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -154,21 +154,15 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
     parts, copies, module = replay.parts, len(units), site.module(replay.parts)
     activation, own = replay.activations[site], features(parts, site, units).view(copies, -1)  # [unit, feature]
     value = like(values[site], activation)
-    change = (value - activation)[..., own]  # [sample, position, unit, feature]
-    columns = output_weights(module, parts.row)[:, own]  # [width, unit, feature]
-    if site.kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts:
-        # What a neuron writes is added to the stream, so its own layer need not run again.
-        change, written, after = change[..., 0], columns[..., 0].T, replay.hidden[site.layer + 1]
-        if site.layer == parts.depth - 1:
-            scored = replay.scored.to(after.device)
-            return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
-        change = change.permute(2, 0, 1)  # [unit, sample, position]
-        moved = torch.addcmul(after, change[..., None], written[:, None, None])
-        known = replay.reading(site.layer + 1, moved, change, written)
-        return replay.run(moved.flatten(0, 1), site.layer + 1, known=known), parts.depth - site.layer - 1
+    known: dict[torch.nn.Module, Any] = {}
+    if not (site.kind == "neuron" and parts.row.experts):  # what those write depends on where a token is routed
+        change = (value - activation)[..., own]  # [sample, position, unit, feature]
+        columns = output_weights(module, parts.row)[:, own]  # [width, unit, feature]
+        if site.kind == "neuron" and parts.row.mlp_post_norm is None:
+            return _without_neurons(replay, site.layer, change[..., 0], columns[..., 0].T)
+        known = replay.writing(site, torch.einsum("stuf,wuf->ustw", change, columns))
 
-    # What its branch puts out is known; the rest of its own layer runs.
-    known = replay.writing(site, torch.einsum("stuf,wuf->ustw", change, columns))
+    # What its branch puts out may be known; the rest of its own layer runs.
     hidden = replay.hidden[site.layer].repeat(copies, 1, 1)
     mine = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)
     mine = mine.scatter(1, own, True)[:, None, None].to(activation.device)
@@ -177,6 +171,25 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
         return torch.where(mine, value, tiled.unflatten(0, (copies, -1))).flatten(0, 1)
 
     return replay.run(hidden, site.layer, {} if known else {module: edit}, known), parts.depth - site.layer
+
+
+def _without_neurons(replay: Replay, layer: int, change: Tensor, written: Tensor) -> tuple[Tensor, int]:
+    """As `_without`, of neurons whose output is added to the stream, so that their own layer need not run again.
+
+    Args:
+        replay: of a pass.
+        layer: of the neurons.
+        change: Float [sample, position, unit], of their activations.
+        written: Float [unit, width], their output weights.
+    """
+    after = replay.hidden[layer + 1]
+    if layer == replay.parts.depth - 1:
+        scored = replay.scored.to(after.device)
+        return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
+    change = change.permute(2, 0, 1)  # [unit, sample, position]
+    moved = torch.addcmul(after, change[..., None], written[:, None, None])
+    known = replay.reading(layer + 1, moved, change, written)
+    return replay.run(moved.flatten(0, 1), layer + 1, known=known), replay.parts.depth - layer - 1
 
 
 def without_rows(logits: Tensor, tokens: np.ndarray) -> Tensor:
