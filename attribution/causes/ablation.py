@@ -26,7 +26,7 @@ from attribution.replay import Replay
 from attribution.samples import Batch
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
-TOKENS_ON_CPU = 1_536  # is faster while they fit its cache
+TOKENS_ON_CPU = 1_024  # is faster while they fit its cache
 NARROWER = 3  # times as many where only the last layer runs
 LOGITS_AT_ONCE = 2**26
 
