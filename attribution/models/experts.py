@@ -86,7 +86,7 @@ class ExpertsOut(nn.Module):
     def _see_routing(self, experts: Any, args: tuple) -> None:
         _, self._routed, weights = args  # [token, slot]
         scale = weights.detach().new_zeros(len(weights), experts.num_experts).scatter(1, self._routed, weights.detach())
-        self.scale = scale.view(*self._shape, -1)
+        self.scale = scale.view(*self._shape, experts.num_experts)
 
     def _through(self, gate_up: Tensor) -> Tensor:
         """Activations of routed neurons [token and slot, neuron], in the order of the kernel, through this module."""
@@ -99,7 +99,7 @@ class ExpertsOut(nn.Module):
             order = torch.sort(routed).indices
         places = order // slots * experts.num_experts + routed[order]
         spread = neurons.new_zeros(tokens * experts.num_experts, neurons.shape[-1]).index_copy(0, places, neurons)
-        return self(spread.view(*self._shape, -1)).reshape(spread.shape)[places]
+        return self(spread.view(*self._shape, experts.num_experts * neurons.shape[-1])).reshape(spread.shape)[places]
 
 
 class _Handle:
