@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.capture import Edit, edited, only_at, rewritten, sites, tapped
-from attribution.models import Anatomy
+from attribution.models import Anatomy, ExpertsOut
 from attribution.samples import Batch
 
 
@@ -115,7 +115,7 @@ class Replay:
         parts, layer = self.parts, self.parts.depth - 1
         queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
         found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(parts.row.mlp)]
-        if parts.mlp_out[layer] in edits:  # of experts, no part of the module around them
+        if isinstance(out := parts.mlp_out[layer], ExpertsOut) and out.watched:  # whoever looks there looks at all positions
             found.pop()
         return [module for module in found if module in edits or not any(part in edits for part in module.modules())]
 

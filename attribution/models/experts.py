@@ -43,6 +43,11 @@ class ExpertsOut(nn.Module):
         return self._of[1]()
 
     @property
+    def watched(self) -> bool:
+        """Whether a hook is on it."""
+        return bool(self._open)
+
+    @property
     def weight(self) -> Tensor:
         """Float [residual width, expert x neuron], a copy."""
         return self.experts.down_proj.permute(1, 0, 2).flatten(1)
