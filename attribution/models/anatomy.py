@@ -50,6 +50,11 @@ class Anatomy:
         return self.unembedding.weight is self.embedding.weight
 
     @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a layer both read its input."""
+        return self.row.parallel and getattr(self.model.config, "use_parallel_residual", True)
+
+    @property
     def embedding_scale(self) -> Tensor:
         """What an embedded token is multiplied by (Gemma), a scalar."""
         weight = self.embedding.weight
