@@ -51,6 +51,8 @@ class Architecture:
         projections: the linears that read from it.
         final_norm: path of the norm before the unembedding.
         attention_post_norm, mlp_post_norm: norms between the linear and the residual stream, if any.
+        parallel: attention and MLP of a layer both read its input, instead of one after the other, unless the config says
+            otherwise.
         transposed: weights are stored [in, out] (transformers' Conv1D) instead of [out, in].
         experts: `mlp_out` is a module of experts, a mixture; a neuron is (expert, neuron), see `models.experts`.
     """
@@ -62,6 +64,7 @@ class Architecture:
     final_norm: str
     attention_post_norm: str | None = None
     mlp_post_norm: str | None = None
+    parallel: bool = False
     transposed: bool = False
     experts: bool = False
 
@@ -102,6 +105,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         mlp_out="mlp.fc2",
         projections=(*_LLAMA.projections[:3], Projection("mlp.fc1", ("up",))),
         final_norm="model.final_layernorm",
+        parallel=True,
     ),
     "phi3": replace(
         _LLAMA,
@@ -145,5 +149,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             Projection("mlp.dense_h_to_4h", ("up",)),
         ),
         final_norm="gpt_neox.final_layer_norm",
+        parallel=True,
     ),
 }

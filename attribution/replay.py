@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.capture import Edit, Site, edited, only_at, rewritten, sites, tapped
-from attribution.models import Anatomy
+from attribution.models import Anatomy, ExpertsOut
 from attribution.samples import Batch
 
 
@@ -228,10 +228,11 @@ class Replay:
         """Modules of the last layer whose output matters at scored positions alone, and of whose parts none is edited."""
         parts, layer = self.parts, self.parts.depth - 1
         queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
-        mixed = parts.row.experts and parts.mlp_out[layer] in edits  # no part of the module around it
+        out = parts.mlp_out[layer]
+        later = () if isinstance(out, ExpertsOut) and out.watched else self._last  # whoever looks there looks at all positions
         return [
             module
-            for module in (*queries, parts.attention_out[layer], *(() if mixed else self._last))
+            for module in (*queries, parts.attention_out[layer], *later)
             if not any(part in known or (part in edits and part is not module) for part in module.modules())
         ]
 
@@ -264,9 +265,8 @@ class Replay:
             if args and args[0] is self.hidden[-1]:
                 normed[part] = out
             last = parts.attention_out[-1]
-            if (
-                last in outs and last not in inside and beside is None and part not in self._last
-            ):  # Phi has one dropout for both
+            # Phi has one dropout for both branches.
+            if last in outs and last not in inside and beside is None and part not in self._last:
                 self._last.append(part)
 
         handles = [layer.register_forward_pre_hook(called, with_kwargs=True) for layer in parts.layers]

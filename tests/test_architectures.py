@@ -11,7 +11,7 @@ import torch
 from attribution.architectures import ARCHITECTURES, Projection
 from attribution.components import Components
 from attribution.errors import ModelError
-from attribution.models import IDENTITY_TOLERANCE, check
+from attribution.models import IDENTITY_TOLERANCE, anatomy, check
 
 
 def test_a_row_describes_its_family(tiny, family, tied):
@@ -55,6 +55,8 @@ WRONG = {
     "heads from what parallel attention reads": ("gpt_neox", {"attention_out": "attention.query_key_value"}),
     "neurons from the fused gate": ("phi3", {"mlp_out": "mlp.gate_up_proj"}),
     "heads of Phi by the name of Llama": ("phi", {"attention_out": "self_attn.o_proj"}),
+    "parallel branches in turn": ("gpt_neox", {"parallel": False}),
+    "branches in turn as parallel": ("gpt_neo", {"parallel": True}),
     "experts as one linear": ("mixtral", {"experts": False}),
     "one linear as experts": ("llama", {"experts": True}),
     "a router as experts": ("olmoe", {"mlp_out": "mlp.gate"}),
@@ -96,6 +98,18 @@ def test_a_wrong_row_is_refuted(monkeypatch, tiny, name):
         check(model)
     assert "\n" not in str(caught.value)
     assert hooks(model) == 0
+
+
+def test_a_config_may_put_parallel_branches_in_turn(tiny):
+    model = tiny("gpt_neox")
+    assert anatomy(model).parallel
+    for layer in model.gpt_neox.layers:
+        layer.use_parallel_residual = False
+    with pytest.raises(ModelError, match="do not follow each other as the row says"):
+        check(model)
+    model.config.use_parallel_residual = False
+    check(model)
+    assert not anatomy(model).parallel
 
 
 def test_gate_and_up_may_change_places(monkeypatch, tiny):

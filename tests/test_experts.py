@@ -16,6 +16,8 @@ from attribution.errors import ModelError, RecordError
 from attribution.metrics import log_odds
 from attribution.models import anatomy, check
 from attribution.samples import Encoded, Sample, collate
+from attribution.updates.graft import swapped
+from attribution.updates.norms import OutputNorms
 from attribution.worlds.build import word_tokenizer
 
 EXPERTS, NEURONS, SLOTS = 5, 4, 2
@@ -177,6 +179,26 @@ def test_a_neuron_of_an_expert_owns_its_column_and_rows(tiny, mixture):
             assert [*owned.itertuples(index=False, name=None)] == [("neuron", 1, unit, part)] and total.sum() == 16
     router = index.groups[index.groups["part"] == "router"]
     assert [*router["layer"]] == [0, 1] and (index.sizes[router.index.to_numpy(copy=True)] == EXPERTS * 16).all()
+
+
+def test_a_graft_and_a_norm_put_back_move_one_column_alone(tiny, mixture):
+    base, tuned = tiny(mixture), tiny(mixture)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.mul_(2)
+    into, source = Components(base), Components(tuned)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    mask = into.group_mask(into.positions([("neuron", 1, 3 * NEURONS + 2)]))
+    with swapped(into, source, mask):
+        changed = {name: (value != before[name]).nonzero().tolist() for name, value in base.state_dict().items()}
+    changed = {name.removeprefix("model.layers.1.mlp.experts."): found for name, found in changed.items() if found}
+    assert {(expert, row) for expert, row, _ in changed["gate_up_proj"]} == {(3, 2), (3, NEURONS + 2)}
+    assert {(expert, column) for expert, _, column in changed["down_proj"]} == {(3, 2)}
+    assert {name: len(found) for name, found in changed.items()} == {"gate_up_proj": 32, "down_proj": 16}
+    with OutputNorms(source, OutputNorms(into).norms).restored():
+        torch.testing.assert_close(tuned.model.layers[1].mlp.experts.down_proj, base.model.layers[1].mlp.experts.down_proj)
+        assert torch.equal(tuned.model.layers[1].mlp.experts.gate_up_proj, 2 * base.model.layers[1].mlp.experts.gate_up_proj)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
 
 # Effects, against weights edited by hand

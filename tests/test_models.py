@@ -174,7 +174,9 @@ def test_an_unknown_architecture_is_refused(folder):
     config = OPTConfig(vocab_size=23, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=2)
     resave(OPTForCausalLM(config), folder)
     (folder / "model.safetensors").unlink()  # said before any weight is read
-    refused(folder, "unknown architecture 'opt'; known: gemma2, gemma3_text, gpt2, .*, phi3, qwen2, qwen3; add a row")
+    refused(
+        folder, "unknown architecture 'opt'; known: gemma2, gemma3_text, gpt2, .*, phi3, qwen2, qwen3, qwen3_moe; add a row"
+    )
 
 
 def test_a_dtype_or_device_that_is_not_there_is_refused(folder):

@@ -162,6 +162,8 @@ def _beside(parts: Anatomy, gradients: Mapping[Hashable, Tensor], tangents: Mapp
             past = tangents["stream", layer]
             if which == "mlp":
                 past = past + tangents["attention", layer]
+            elif parts.parallel:  # the MLP goes past the heads too
+                past = past + tangents["mlp", layer]
             found.append((past * gradients[which, layer]).sum((1, 2)).cpu())
     found.append((tangents[_INPUT] * gradients[_INPUT]).sum((1, 2)).cpu())
     return torch.stack(found)

@@ -49,6 +49,17 @@ class Anatomy:
         """Whether the unembedding reads the embedding's matrix."""
         return self.unembedding.weight is self.embedding.weight
 
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a layer both read its input."""
+        return self.row.parallel and getattr(self.model.config, "use_parallel_residual", True)
+
+    @property
+    def embedding_scale(self) -> Tensor:
+        """What an embedded token is multiplied by (Gemma), a scalar."""
+        weight = self.embedding.weight
+        return getattr(self.embedding, "embed_scale", torch.ones((), device=weight.device)).to(weight.dtype)
+
     def branch(self, layer: int, which: str) -> nn.Module:
         """The module whose output is added to the residual stream. `which`: "attention" or "mlp"."""
         post_norm = getattr(self.row, f"{which}_post_norm")

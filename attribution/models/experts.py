@@ -43,6 +43,11 @@ class ExpertsOut(nn.Module):
         return self._of[1]()
 
     @property
+    def watched(self) -> bool:
+        """Whether a hook is on it."""
+        return bool(self._open)
+
+    @property
     def weight(self) -> Tensor:
         """Float [residual width, expert x neuron], a copy."""
         return self.experts.down_proj.permute(1, 0, 2).flatten(1)
@@ -86,7 +91,7 @@ class ExpertsOut(nn.Module):
     def _see_routing(self, experts: Any, args: tuple) -> None:
         _, self._routed, weights = args  # [token, slot]
         scale = weights.detach().new_zeros(len(weights), experts.num_experts).scatter(1, self._routed, weights.detach())
-        self.scale = scale.view(*self._shape, -1)
+        self.scale = scale.view(*self._shape, experts.num_experts)
 
     def _through(self, gate_up: Tensor) -> Tensor:
         """Activations of routed neurons [token and slot, neuron], in the order of the kernel, through this module."""
@@ -99,7 +104,7 @@ class ExpertsOut(nn.Module):
             order = torch.sort(routed).indices
         places = order // slots * experts.num_experts + routed[order]
         spread = neurons.new_zeros(tokens * experts.num_experts, neurons.shape[-1]).index_copy(0, places, neurons)
-        return self(spread.view(*self._shape, -1)).reshape(spread.shape)[places]
+        return self(spread.view(*self._shape, experts.num_experts * neurons.shape[-1])).reshape(spread.shape)[places]
 
 
 class _Handle:

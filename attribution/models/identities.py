@@ -26,8 +26,9 @@ def check(model: nn.Module) -> dict[str, float]:
 
     Runs eight tokens and requires: residual stream = embedding + what every branch wrote; each branch = sum of its
     heads or neurons (+ bias); logits = unembedding of the final norm; zeroing a head or neuron changes the logits (of the
-    first layer, in the first one that does: some may be pruned); turning round the queries, keys, values, gate or up features
-    that belong to a head, group of heads or neuron changes what that one puts out, where it can, and no other.
+    first layer, in the first one that does: some may be pruned); the MLP notices that attention is silent where it comes
+    after it, and nowhere else; turning round the queries, keys, values, gate or up features that belong to a head, group of
+    heads or neuron changes what that one puts out, where it can, and no other.
 
     Returns:
         Relative error of each identity.
@@ -52,6 +53,8 @@ def check(model: nn.Module) -> dict[str, float]:
         for which, module, units in first:
             if all(torch.equal(_with_zeroed(parts, module, unit, units, tokens), logits) for unit in active[which]):
                 raise _refuted(parts, f"zeroing a {which} leaves the logits unchanged")
+        if _reads_its_layer_alone(parts, tokens) != parts.parallel:
+            raise _refuted(parts, "attention and MLP do not follow each other as the row says")
         for projection in parts.row.projections:
             _check_owners(parts, projection, tokens)
     finally:
@@ -146,6 +149,24 @@ def _with_zeroed(parts: Anatomy, module: nn.Module, unit: int, units: int, token
         return parts.model(input_ids=tokens, use_cache=False).logits
     finally:
         handle.remove()
+
+
+def _reads_its_layer_alone(parts: Anatomy, tokens: Tensor) -> bool:
+    """Whether the MLP of the first layer does not notice that the attention beside it is silent."""
+    seen: list[Tensor] = []
+    handles = [
+        parts.attention_out[0].register_forward_pre_hook(
+            lambda _module, args: (torch.zeros_like(args[0]), *args[1:]) if seen else None
+        ),
+        parts.mlp_out[0].register_forward_pre_hook(lambda _module, args: seen.append(args[0])),
+    ]
+    try:
+        for _ in range(2):  # as it is, and without attention
+            parts.model(input_ids=tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.equal(*seen)
 
 
 def _check_owners(parts: Anatomy, projection: Projection, tokens: Tensor) -> None:

@@ -342,12 +342,13 @@ class BatchWatch(Watcher):
         if self._paused or not output.requires_grad:
             return
         tokens, embedding = args[0].detach().flatten(), self.components.parts.embedding
+        scale = self.components.parts.embedding_scale
         kept = tokens != (-1 if embedding.padding_idx is None else embedding.padding_idx)
 
         def scatter(gradient: Tensor) -> None:
             if self._embedding_use is None:
                 self._embedding_use = torch.zeros_like(embedding.weight)
-            self._embedding_use.index_add_(0, tokens[kept], gradient.flatten(0, -2)[kept].to(embedding.weight.dtype))
+            self._embedding_use.index_add_(0, tokens[kept], gradient.flatten(0, -2)[kept].to(embedding.weight.dtype) * scale)
 
         output.register_hook(scatter)
 

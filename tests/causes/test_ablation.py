@@ -80,7 +80,7 @@ class Loop:
         handles = []
         for kind, layer, index in chosen:
             if kind != "row":
-                size = self.module((kind, layer)).weight.shape[0 if "transformer" in self.out[kind] else 1] // HEADS
+                size = self.module((kind, layer)).weight.shape[0 if self.model.config.model_type == "gpt2" else 1] // HEADS
                 mine = slice(index * size, (index + 1) * size) if kind == "head" else slice(index, index + 1)
                 value = self.references[number][kind, layer].expand(len(ids), -1)
 

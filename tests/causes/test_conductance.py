@@ -39,7 +39,7 @@ def end(model, batch):
 
 def baseline(model, tokenizer, counterfactuals, reference):
     """Of the input embeddings, written out here."""
-    weight = model.get_input_embeddings().weight.detach()
+    weight = model.get_input_embeddings()(torch.arange(model.config.vocab_size)).detach()  # scaled, where the model scales
     ids = [tokenizer(s.prompt + s.response)["input_ids"] for s in counterfactuals]
     if reference == "vocabulary":
         return weight.mean(0)

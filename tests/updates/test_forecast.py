@@ -160,9 +160,8 @@ def test_shares_add_up_to_the_derivative_of_the_metric_and_each_is_that_of_its_o
     own = {name: torch.zeros_like(change) for name, change in step.items()}
     for use in components.uses:
         chosen = mask[use.owners].to(torch.float64)
-        if use.axis is not None and chosen.any():
-            shape = [-1 if axis == use.axis else 1 for axis in range(use.parameter.ndim)]
-            own[components.source[use.name]] += step[components.source[use.name]] * chosen.view(shape)
+        if chosen.any():
+            own[components.source[use.name]] += step[components.source[use.name]] * use.spread(chosen)
     share = found.components.query("kind == 'head' and layer == 1 and index == 2")["share"].to_numpy()
     assert share == pytest.approx(central(components, own, level), rel=1e-6) and (share != 0).all()
 

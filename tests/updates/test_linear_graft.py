@@ -42,9 +42,7 @@ def shifted(model, size, *, only=None):
         for use in components.uses:
             change = size * torch.randn_like(use.parameter)
             if only is not None:
-                shape = [1] * change.ndim
-                shape[use.axis or 0] = -1 if use.axis is not None else 1
-                change *= only[use.owners].view(shape)
+                change *= use.spread(only[use.owners])
             use.parameter.add_(change)
     return tuned
 

@@ -1,10 +1,12 @@
 """The recorder: it changes nothing, misses nothing, and its columns are what they say."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from by_name import MIXTURES
 from torch import nn
 
 from attribution.causes import ablate, attribute
@@ -19,6 +21,7 @@ from attribution.store import BATCH, BESIDE, TRAINING, read_run
 from attribution.updates import update_shares
 from attribution.updates.recorder import Recorder, recordable
 from attribution.worlds import planted as grammar
+from attribution.worlds.build import word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +196,33 @@ def test_a_tied_model_is_recorded_by_use(tmp_path, tiny, loop, training):
     assert rows["grad_dot_update"].sum() == pytest.approx(run.steps["grad_dot_update"].iloc[0], rel=1e-4)
     # plain gradient descent: <g, dtheta> = -lr |g|^2 over parameters, whatever their uses
     assert run.steps["grad_dot_update"].iloc[0] == pytest.approx(-0.05 * run.steps["grad_norm"].iloc[0] ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"), [("gemma2", True), ("gpt_neox", False), ("phi3", False), ("mixtral", True), ("olmoe", False)]
+)
+def test_every_make_of_model_trains_bit_by_bit_as_if_nobody_looked(tmp_path, tiny, family, tied):
+    tokenizer = word_tokenizer([f"w{i}" for i in range(19)])
+    samples = [Sample(prompt="w1 w2 w3", response=" w4 w5"), Sample(prompt="w7 w2", response=" w9")]
+    probes = [ProbeSet(name="probe", samples=samples)]
+    ends = []
+    for recording in (True, False):
+        model = tiny(family, tied=tied).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        recorder = Recorder(tmp_path / "run", probes=probes, tokenizer=tokenizer)
+        with recorder.attach(model, optimizer) if recording else nullcontext():
+            ids = torch.arange(2, 18).view(2, 8)
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(input_ids=ids, labels=ids).loss.backward()
+                optimizer.step()
+        ends.append(model.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert not torch.equal(ends[0]["lm_head.weight"], tiny(family, tied=tied).lm_head.weight)
+    run = read_run(tmp_path / "run")
+    assert run.parts.loc[run.parts["probe"] == "probe", "share"].abs().max() > 0
+    if family not in MIXTURES:  # where a token changes its experts the metric jumps, and the record says so
+        assert run.probes["resolved"].dropna().astype(bool).all()
 
 
 def test_a_large_model_is_recorded_in_part_by_a_stated_rule(tmp_path, fresh, loop, training, probes):
