@@ -195,3 +195,13 @@ def test_every_method_says_what_it_is_complete_for(tiny, tokenizer, samples):
 def test_options_that_a_method_does_not_have_are_refused(tiny, tokenizer, samples, given, message):
     with pytest.raises(ConfigError, match=message):
         attribute(tiny("llama"), tokenizer, samples, **given)
+
+
+def test_the_floor_of_some_is_no_higher_than_that_of_all(tiny, tokenizer, samples, monkeypatch):
+    """First order computes all components in one pass, so that those drawn are rounded as they are among all."""
+    model = tiny("llama").to(torch.bfloat16)
+    found = []
+    for count in (5, 10**6):
+        monkeypatch.setattr(floor, "COMPONENTS", count)
+        found.append(attribute(model, tokenizer, samples, method="gradient").floor)
+    assert 0 < found[0] <= found[1]

@@ -1,5 +1,6 @@
 """Integrated gradients in unit masks add up to the joint ablation, and are what captum and a plain sum over the path say."""
 
+import pandas as pd
 import pytest
 import torch
 from by_name import MIXTURES
@@ -10,7 +11,7 @@ from attribution.causes import ablate, attribute, integrated
 from attribution.causes.integrated import integrate
 from attribution.causes.methods import Asked, caveats
 from attribution.causes.reference import zeros
-from attribution.causes.result import Cut, Found
+from attribution.causes.result import Cut, Found, largest
 from attribution.components import Components
 from attribution.metrics import log_odds
 from attribution.models import anatomy
@@ -146,6 +147,13 @@ def test_more_nodes_come_closer_and_the_residual_says_so(tiny, tokenizer, sample
         assert any("not resolved" in each for each in found[nodes].caveats)
     assert abs(found[2].residual) > abs(found[10].residual) and not any("not resolved" in each for each in best.caveats)
     assert found[2].passes < found[10].passes < best.passes
+
+
+def test_the_residual_of_a_result_is_the_one_furthest_from_zero(tiny, tokenizer, samples, monkeypatch):
+    assert largest(pd.Series([0.1, -0.5, 0.2])) == -0.5
+    monkeypatch.setattr(integrated, "PIECES", 1)
+    found = attribute(tiny("gpt2"), tokenizer, samples, method="conductance", nodes=2)
+    assert found.residual == found.sums["residual"][found.sums["residual"].abs().argmax()] != 0
 
 
 def test_what_is_not_resolved_is_told_from_twice_the_tolerance(tiny):
