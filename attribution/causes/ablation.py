@@ -2,15 +2,14 @@
 
 Each single ablation is a full recomputation of all that depends on the component, nothing is approximated: layers
 before it are reused, many copies run as one batch, and a neuron's own layer and a row need no run at all because what
-they write is linear; nor do the attention that a head is part of, and the linears behind the next norm after a neuron.
-Knows activations and metrics; knows nothing about training.
+they write is linear. Knows activations and metrics; knows nothing about training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -151,45 +150,29 @@ def features(parts: Anatomy, site: Site, units: np.ndarray) -> Tensor:
 
 def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> tuple[Tensor, int]:
     """Logits [unit, token, vocabulary] with each unit of one site ablated, and the number of layers run for each."""
-    parts, copies, module = replay.parts, len(units), site.module(replay.parts)
-    activation, own = replay.activations[site], features(parts, site, units).view(copies, -1)  # [unit, feature]
+    parts, copies = replay.parts, len(units)
+    activation = replay.activations[site]
     value = like(values[site], activation)
-    known: dict[torch.nn.Module, Any] = {}
-    if not (site.kind == "neuron" and parts.row.experts):  # what those write depends on where a token is routed
-        change = (value - activation)[..., own]  # [sample, position, unit, feature]
-        columns = output_weights(module, parts.row)[:, own]  # [width, unit, feature]
-        if site.kind == "neuron" and parts.row.mlp_post_norm is None:
-            return _without_neurons(replay, site.layer, change[..., 0], columns[..., 0].T)
-        known = replay.writing(site, torch.einsum("stuf,wuf->ustw", change, columns))
+    if site.kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts:
+        # What a neuron writes is added to the stream, so its own layer need not run again.
+        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
+        change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
+        if site.layer == parts.depth - 1:
+            scored = replay.scored.to(after.device)
+            return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
+        change = change.permute(2, 0, 1)  # [unit, sample, position]
+        hidden = after + change[..., None] * written[:, None, None]
+        return replay.run(hidden.flatten(0, 1), site.layer + 1), parts.depth - site.layer - 1
 
-    # What its branch puts out may be known; the rest of its own layer runs.
-    hidden = replay.hidden[site.layer].repeat(copies, 1, 1)
-    mine = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)
-    mine = mine.scatter(1, own, True)[:, None, None].to(activation.device)
+    own = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)  # the features of each copy's unit
+    own[torch.arange(copies)[:, None], features(parts, site, units).view(copies, -1)] = True
+    own = own[:, None, None].to(activation.device)
 
     def edit(tiled: Tensor) -> Tensor:
-        return torch.where(mine, value, tiled.unflatten(0, (copies, -1))).flatten(0, 1)
+        return torch.where(own, value, tiled.unflatten(0, (copies, -1))).flatten(0, 1)
 
-    return replay.run(hidden, site.layer, {} if known else {module: edit}, known), parts.depth - site.layer
-
-
-def _without_neurons(replay: Replay, layer: int, change: Tensor, written: Tensor) -> tuple[Tensor, int]:
-    """As `_without`, of neurons whose output is added to the stream, so that their own layer need not run again.
-
-    Args:
-        replay: of a pass.
-        layer: of the neurons.
-        change: Float [sample, position, unit], of their activations.
-        written: Float [unit, width], their output weights.
-    """
-    after = replay.hidden[layer + 1]
-    if layer == replay.parts.depth - 1:
-        scored = replay.scored.to(after.device)
-        return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
-    change = change.permute(2, 0, 1)  # [unit, sample, position]
-    moved = torch.addcmul(after, change[..., None], written[:, None, None])
-    known = replay.reading(layer + 1, moved, change, written)
-    return replay.run(moved.flatten(0, 1), layer + 1, known=known), replay.parts.depth - layer - 1
+    hidden = replay.hidden[site.layer].repeat(copies, 1, 1)
+    return replay.run(hidden, site.layer, {site.module(parts): edit}), parts.depth - site.layer
 
 
 def without_rows(logits: Tensor, tokens: np.ndarray) -> Tensor:
