@@ -98,7 +98,7 @@ def checked(frames: Frames, reference: str) -> dict[str, pd.DataFrame]:
 
 def trajectories(frame: pd.DataFrame, by: list[str], values: list[str]) -> dict[tuple, pd.DataFrame]:
     """Values over steps, one frame per combination of the columns `by`; steps ascend."""
-    ordered = frame.sort_values("step")
+    ordered = frame.sort_values("step", kind="stable")  # ties in the order of the frame, on every machine
     numbers = ordered.set_index("step")[values].astype("float64")
     places = ordered.groupby(by, sort=False, observed=True).indices
     return {key if isinstance(key, tuple) else (key,): numbers.iloc[rows] for key, rows in places.items()}

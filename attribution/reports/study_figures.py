@@ -224,7 +224,7 @@ def _curves(
     """Thin lines of runs, dashed on control models, and the mean of every arm at the steps that all its runs recorded."""
     first = (place, col) == (1, 1)
     for number_, arm in enumerate(record.arms):
-        here = rows[rows["arm"] == arm].dropna(subset=column).sort_values("step")
+        here = rows[rows["arm"] == arm].dropna(subset=column).sort_values("step", kind="stable")
         colour, title = colours[arm], f"arm {label(shown(arm, 30))}"
         for control in (False, True):
             lines = here[here["model"].map(record.is_control).astype(bool) == control]

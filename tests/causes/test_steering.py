@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from by_name import names
 
 from attribution.capture import streamed
 from attribution.causes import given, steering
@@ -30,9 +31,7 @@ def sets():
 def streams(model, ids):
     """[depth + 1, position, width], by hooks on the layers and the final norm."""
     kept = []
-    blocks = model.transformer if model.config.model_type == "gpt2" else model.model
-    modules = [*(blocks.h if model.config.model_type == "gpt2" else blocks.layers)]
-    modules.append(blocks.ln_f if model.config.model_type == "gpt2" else blocks.norm)
+    modules = [*model.get_submodule(names(model).layers), model.get_submodule(names(model).final)]
     handles = [module.register_forward_pre_hook(lambda _m, args: kept.append(args[0][0])) for module in modules]
     with torch.no_grad():
         model(input_ids=torch.tensor([ids]))
