@@ -89,7 +89,9 @@ def test_what_is_not_measured_follows_the_model_and_the_plan(tiny):
 # What passes take
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "gpt_neo", "gpt_neox", "gemma3_text", "olmo2", "phi3", "mixtral", "qwen3_moe"]
+)
 def test_what_a_pass_keeps_is_what_autograd_saves(tiny, family):
     model = tiny(family)
     ids, own, saved = torch.zeros(3, 16, dtype=torch.long), {p.untyped_storage()._cdata for p in model.parameters()}, {}
@@ -112,6 +114,15 @@ def test_operations_of_a_llama_have_a_closed_form():
     attention = 2 * 2 * 2 * length * 48  # two products in each of two layers
     assert found.forward == samples * length * (2 * linear + attention)
     assert 2.9 < found.flops / found.forward < 3.3
+
+
+def test_operations_of_a_mixture_are_those_of_the_experts_that_are_routed_to(tiny):
+    config, tokens = tiny("mixtral").config, 2 * 8
+    more = deepcopy(config)
+    more.num_experts_per_tok += 1
+    found, other = (Shapes(each, "float32").training(2, 8).forward for each in (config, more))
+    expert = 2 * 3 * config.hidden_size * config.intermediate_size  # gate, up and down of one token
+    assert other - found == config.num_hidden_layers * tokens * expert
 
 
 @pytest.mark.slow
@@ -244,6 +255,14 @@ def test_a_folder_with_only_a_config_is_examined_without_weights(tmp_path, capsy
     found = json.loads(capsys.readouterr().out)
     assert found["structure"]["neurons"] == 80 and found["identities"] is None and found["cost"]["peak"] > found["room"]
     assert f"peak {size(found['cost']['peak'])}\n" in page and f"in all {duration(found['cost']['time'])};" in page
+
+
+def test_the_page_of_a_mixture_counts_the_neurons_of_one_expert(tiny, tmp_path):
+    config = deepcopy(tiny("mixtral").config)
+    config.architectures = ["MixtralForCausalLM"]
+    config.save_pretrained(tmp_path)
+    page = examine(str(tmp_path), SHORT, tflops=1.0).page()
+    assert f"{config.num_local_experts} experts of {config.intermediate_size} neurons" in page
 
 
 @pytest.mark.slow

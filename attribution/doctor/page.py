@@ -53,7 +53,7 @@ def _model(found: Diagnosis) -> Iterator[str]:
     yield f"{s.architecture}, row {s.row!r} of architectures; {s.parameters:,} parameters in {s.dtype}, {size(s.bytes)}"
     yield (
         f"{s.layers} layers x {s.heads} heads of width {s.head_dim} ({s.kv_heads} for keys and values) and "
-        f"{f'{s.experts} experts of ' if s.experts > 1 else ''}{s.neurons:,} neurons; {s.rows:,} rows; "
+        f"{f'{s.experts} experts of ' if s.experts > 1 else ''}{s.neurons // s.experts:,} neurons; {s.rows:,} rows; "
         f"stream of width {s.width:,}"
     )
     yield f"{s.components:,} components: {s.layers * s.heads:,} heads, {s.layers * s.neurons:,} neurons, {s.rows:,} rows"

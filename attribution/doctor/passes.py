@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers.integrations import moe
 
 from attribution.capture import sites, streamed, tapped
 from attribution.components import Components
@@ -34,6 +35,10 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
+def _experts(tokens: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * tokens[0] * weight[1] * weight[2]
+
+
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
@@ -41,7 +46,19 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
 _FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.transformers.grouped_mm_fallback: _experts,
+    torch.ops.transformers.grouped_mm_fallback_backward: lambda *shapes, **_: 2 * _experts(*shapes),
 }
+
+
+@contextmanager
+def _experts_by_shape() -> Iterator[None]:
+    """Let the experts of a mixture run by transformers' own stand-in for torch's kernel, which refuses what has no content."""
+    kept, moe._can_use_grouped_mm = moe._can_use_grouped_mm, lambda *_: False
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = kept
 
 
 @dataclass(frozen=True)
@@ -177,7 +194,7 @@ def _counted(parts: Anatomy, accumulated: Sequence[nn.Parameter]) -> Iterator[_C
     for parameter in accumulated:
         parameter.grad = torch.empty_like(parameter)
     counter = _Counter(FlopCounterMode(display=False, custom_mapping=_FLOPS))
-    with streamed(parts, {parts.depth // 2: counter.halfway}), counter.flops, counter:
+    with streamed(parts, {parts.depth // 2: counter.halfway}), _experts_by_shape(), counter.flops, counter:
         yield counter
 
 
