@@ -192,8 +192,7 @@ class Components:
 
         Summed over positions and samples this equals activation x gradient with a zero baseline; for rows the
         activation is the logit minus its vocabulary mean, so the mean row is subtracted from W: the mean logit is
-        linear in the same hidden state. This logit is what the row itself gives, before a bias of the unembedding and before
-        a soft-cap, where the model has them; taps and ablations of rows take the logit as the model puts it out.
+        linear in the same hidden state. This logit is what the row itself gives, see `Anatomy.rows_of`.
 
         Args:
             gradients: gradient of a scalar by use name, see `gradients`; a missing one counts as zero.

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import torch
+
 from attribution.architectures import ARCHITECTURES
 from attribution.models import anatomy
 
@@ -55,3 +57,19 @@ def module(model, name: str, layer: int = 0):
     if name == "neuron" and model.config.model_type in MIXTURES:
         return anatomy(model).mlp_out[layer]
     return model.get_submodule(getattr(names(model), name).format(layer))
+
+
+def put_out(model, logits):
+    """What the rows of the unembedding put out, before a bias and a soft cap, where these are the logits [..., vocabulary]."""
+    cap, bias = model.config.to_dict().get("final_logit_softcapping"), model.lm_head.bias
+    plain = cap / 2 * torch.log((cap + logits) / (cap - logits)) if cap else logits
+    return plain if bias is None else plain - bias.detach()
+
+
+def with_row(model, logits, row: int, value):
+    """The logits where one row puts out this instead."""
+    cap, bias = model.config.to_dict().get("final_logit_softcapping"), model.lm_head.bias
+    value = value if bias is None else value + bias[row].detach()
+    changed = logits.clone()
+    changed[..., row] = cap * torch.tanh(value / cap) if cap else value
+    return changed

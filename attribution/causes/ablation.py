@@ -70,7 +70,7 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
             where = group.index[start : start + copies]
             some = units[start : start + copies]
             if kind == "row":
-                found = without_rows(replay.logits, some)
+                found = without_rows(parts, replay.logits, some)
             else:
                 found, layers = _without(replay, Site(str(kind), int(layer)), some, values)
                 passes += len(some) * layers / parts.depth
@@ -112,7 +112,7 @@ def ablate_sets(
         with without(components, positions, values):
             chosen = components.table.iloc[positions]
             rows = chosen.loc[chosen["kind"] == "row", "index"].tolist()
-            found.append(read(rows_at_mean(scored_logits(parts, batch), rows)[None]))
+            found.append(read(rows_at_mean(parts, scored_logits(parts, batch), rows)[None]))
     effect, divergence = (torch.cat(each) for each in zip(*found, strict=True))
     return Effects(effect, divergence, 1.0 + len(sets))
 
@@ -175,17 +175,24 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
     return replay.run(hidden, site.layer, {site.module(parts): edit}), parts.depth - site.layer
 
 
-def without_rows(logits: Tensor, tokens: np.ndarray) -> Tensor:
-    """Logits [row, token, vocabulary] with each of these rows set to the mean over the vocabulary."""
-    changed = logits.repeat(len(tokens), 1, 1)
-    changed[torch.arange(len(tokens)), :, torch.as_tensor(tokens)] = logits.mean(-1)
+def without_rows(parts: Anatomy, logits: Tensor, tokens: np.ndarray) -> Tensor:
+    """Logits [row, token, vocabulary] with each of these rows set to the mean over the vocabulary, before bias and cap."""
+    changed, chosen = logits.repeat(len(tokens), 1, 1), torch.as_tensor(tokens)
+    changed[torch.arange(len(tokens)), :, chosen] = all_rows_at_mean(parts, logits)[:, chosen].T
     return changed
 
 
-def rows_at_mean(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Logits [..., vocabulary] with these rows set to the mean over the vocabulary, in place."""
-    logits[..., torch.as_tensor(tokens, dtype=torch.long)] = logits.mean(-1, keepdim=True)
-    return logits
+def rows_at_mean(parts: Anatomy, logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Logits [..., vocabulary] with these rows set to the mean over the vocabulary, before bias and cap; differentiable."""
+    if not len(tokens):
+        return logits
+    ablated = torch.zeros(parts.vocabulary, dtype=torch.bool).index_fill(0, torch.as_tensor(tokens, dtype=torch.long), True)
+    return torch.where(ablated.to(logits.device), all_rows_at_mean(parts, logits), logits)
+
+
+def all_rows_at_mean(parts: Anatomy, logits: Tensor) -> Tensor:
+    """Logits [..., vocabulary] with every row at the mean."""
+    return parts.logits_of(parts.rows_of(logits).mean(-1, keepdim=True).expand_as(logits))
 
 
 class Reader:

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.capture import Edit, edited, rewritten, scored_logits, sites, streamed
 from attribution.causes.cost import saved, size
-from attribution.causes.gradient import by_unit, per_sample
+from attribution.causes.gradient import by_unit, of_rows, per_sample
 from attribution.causes.integrated import NODES, integrate, tolerance_of
 from attribution.causes.reference import like
 from attribution.causes.result import Cut, Found
@@ -34,7 +34,7 @@ from attribution.metrics import Metric
 from attribution.models import Anatomy
 from attribution.samples import Batch
 
-_LOGITS, _INPUT = "logits", "input"
+_ROWS, _INPUT = "rows", "input"
 
 
 def conductance(components: Components, batch: Batch, baseline: Tensor, metric: Metric, nodes: int = NODES) -> Found:
@@ -75,7 +75,7 @@ def conductance(components: Components, batch: Batch, baseline: Tensor, metric: 
         with saved(parts.model) as graph:
             gradients = _gradients(parts, batch, at(s), metric)
         most = max(most, graph.bytes + size(tangents.values()))
-        return torch.cat([_by_component(parts, batch, gradients, tangents), _beside(parts, gradients, tangents)])
+        return torch.cat([_by_component(parts, batch, gradients, tangents), _beside(parts, batch, gradients, tangents)])
 
     found = integrate(slopes, read, nodes, lambda values: values[-1], tolerance_of(parts))
     total, beside = found.total[: len(components)], found.total[len(components) :]
@@ -85,7 +85,7 @@ def conductance(components: Components, batch: Batch, baseline: Tensor, metric: 
             mine = total[first : first + count].sum(0)
             cuts[f"{kind}s of layer {layer}"] = Cut(mine, beside[which * parts.depth + layer], found.change)
             first += count
-    cuts["rows"] = Cut(total[first:].sum(0), torch.zeros(len(batch)), found.change)
+    cuts["rows"] = Cut(total[first:].sum(0), beside[-2], found.change)
     return Found(total, 5.0 * found.evaluations + found.readings, most, cuts=cuts)
 
 
@@ -124,7 +124,7 @@ def _tangents(parts: Anatomy, batch: Batch, here: Tensor, direction: Tensor) -> 
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), _watched(parts, keep):
             moving = forward_ad.make_dual(here, direction)
             with rewritten({parts.embedding: lambda _out: moving}):
-                keep(_LOGITS, scored_logits(parts, batch))
+                keep(_ROWS, parts.rows_of(scored_logits(parts, batch)))
     except (NotImplementedError, RuntimeError) as error:
         if "forward AD" not in str(error):
             raise
@@ -139,8 +139,8 @@ def _gradients(parts: Anatomy, batch: Batch, here: Tensor, metric: Metric) -> di
     """Gradient of the metric with respect to everything watched, the logits and the input embeddings."""
     seen: dict[Hashable, Tensor] = {_INPUT: here.detach().requires_grad_()}
     with torch.enable_grad(), _watched(parts, seen.__setitem__), rewritten({parts.embedding: lambda _out: seen[_INPUT]}):
-        seen[_LOGITS] = scored_logits(parts, batch)
-        total = metric(seen[_LOGITS], batch).sum()
+        seen[_ROWS] = parts.rows_of(scored_logits(parts, batch))
+        total = metric(parts.logits_of(seen[_ROWS]), batch).sum()
         found = torch.autograd.grad(total, list(seen.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(seen, found, strict=True))
 
@@ -150,12 +150,11 @@ def _by_component(
 ) -> Tensor:
     """d metric / d s through every component: Float [component, sample]."""
     units = by_unit(parts, {site: (tangents[site], gradients[site]) for site in sites(parts)})
-    moved = tangents[_LOGITS] - tangents[_LOGITS].mean(-1, keepdim=True)
-    return torch.cat([units.cpu(), per_sample(moved * gradients[_LOGITS], batch).cpu()])
+    return torch.cat([units.cpu(), of_rows(tangents[_ROWS], gradients[_ROWS], batch).cpu()])
 
 
-def _beside(parts: Anatomy, gradients: Mapping[Hashable, Tensor], tangents: Mapping[Hashable, Tensor]) -> Tensor:
-    """d metric / d s past the heads of every layer, past its neurons, and in all: Float [2 * depth + 1, sample]."""
+def _beside(parts: Anatomy, batch: Batch, gradients: Mapping[Hashable, Tensor], tangents: Mapping[Hashable, Tensor]) -> Tensor:
+    """d metric / d s past the heads of every layer, past its neurons, in all rows alike, in all: [2 * depth + 2, sample]."""
     found = []
     for which in ("attention", "mlp"):
         for layer in range(parts.depth):
@@ -165,5 +164,7 @@ def _beside(parts: Anatomy, gradients: Mapping[Hashable, Tensor], tangents: Mapp
             elif parts.parallel:  # the MLP goes past the heads too
                 past = past + tangents["mlp", layer]
             found.append((past * gradients[which, layer]).sum((1, 2)).cpu())
+    alike = tangents[_ROWS].mean(-1, keepdim=True) * gradients[_ROWS].sum(-1, keepdim=True)
+    found.append(per_sample(alike if parts.cap else 0 * alike, batch)[0].cpu())  # a metric knows no shift of all logits
     found.append((tangents[_INPUT] * gradients[_INPUT]).sum((1, 2)).cpu())
     return torch.stack(found)

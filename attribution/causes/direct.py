@@ -148,7 +148,7 @@ def direct_each(components: Components, positions: np.ndarray, batch: Batch, val
         for start in range(0, len(group), at_once):
             some = group.iloc[start : start + at_once]
             if kind == "row":
-                found = without_rows(stream.logits, some["index"].to_numpy(copy=True))
+                found = without_rows(stream.parts, stream.logits, some["index"].to_numpy(copy=True))
             else:
                 found = stream.without(stream.written(Site(str(kind), int(layer)), some[["index"]].to_numpy(copy=True)))
             effect[some.index], divergence[some.index] = read(found)
@@ -170,6 +170,6 @@ def direct_sets(
         for (kind, layer), group in chosen[chosen["kind"] != "row"].groupby(["kind", "layer"]):
             write = write + stream.written(Site(str(kind), int(layer)), group[["index"]].to_numpy(copy=True).T)[0]
         rows = chosen.loc[chosen["kind"] == "row", "index"].tolist()
-        found.append(read(rows_at_mean(stream.without(write), rows)[None]))
+        found.append(read(rows_at_mean(components.parts, stream.without(write), rows)[None]))
     effect, divergence = (torch.cat(each) for each in zip(*found, strict=True))
     return Effects(effect, divergence, 1.0)

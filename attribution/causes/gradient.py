@@ -34,15 +34,15 @@ def first_order(components: Components, batch: Batch, values: Values, metric: Me
     parts = components.parts
     where = sites(parts)
     with torch.enable_grad(), tapped(parts, where, differentiable=True) as seen:
-        logits = scored_logits(parts, batch)
-        total = metric(logits, batch).sum()
-        gradients = torch.autograd.grad(total, [*(seen[site] for site in where), logits])
+        rows = parts.rows_of(scored_logits(parts, batch))
+        total = metric(parts.logits_of(rows), batch).sum()
+        gradients = torch.autograd.grad(total, [*(seen[site] for site in where), rows])
     products = {
         site: (seen[site].detach() - like(values[site], seen[site]), gradient)
         for site, gradient in zip(where, gradients, strict=False)
     }
-    units = by_unit(parts, products).to(logits.device)
-    return torch.cat([units, of_rows(logits.detach(), gradients[-1], batch)])
+    units = by_unit(parts, products).to(rows.device)
+    return torch.cat([units, of_rows(rows.detach(), gradients[-1], batch)])
 
 
 def by_unit(parts: Anatomy, products: Mapping[Site, tuple[Tensor, Tensor]]) -> Tensor:
@@ -62,14 +62,15 @@ def by_unit(parts: Anatomy, products: Mapping[Site, tuple[Tensor, Tensor]]) -> T
     return torch.cat([each.to(device) for kind in found for each in found[kind]])
 
 
-def of_rows(logits: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
-    """(logit - vocabulary mean) x gradient, summed over response tokens: Float [row, sample].
+def of_rows(rows: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
+    """(what a row puts out - vocabulary mean) x gradient, summed over response tokens: Float [row, sample].
 
     Args:
-        logits, gradient: Float [token, vocabulary].
+        rows: Float [token, vocabulary], see `Anatomy.rows_of`, or their change along a path.
+        gradient: in them.
         batch: of the tokens.
     """
-    return per_sample((logits - logits.mean(-1, keepdim=True)) * gradient, batch)
+    return per_sample((rows - rows.mean(-1, keepdim=True)) * gradient, batch)
 
 
 def per_sample(values: Tensor, batch: Batch) -> Tensor:

@@ -151,24 +151,24 @@ def integrated(components: Components, batch: Batch, values: Values, metric: Met
         return by_unit(parts, products).cpu()
 
     @torch.no_grad()
-    def logits_at(s: float) -> Tensor:
-        return mean + s * (logits - mean)
+    def rows_at(s: float) -> Tensor:
+        return mean + s * (put_out - mean)
 
     def row_slopes(s: float) -> Tensor:
-        turned = logits_at(s).requires_grad_()
+        turned = rows_at(s).requires_grad_()
         with torch.enable_grad():
-            gradient = torch.autograd.grad(metric(turned, batch).sum(), turned)[0]
-        return of_rows(logits, gradient, batch).cpu()
+            gradient = torch.autograd.grad(metric(parts.logits_of(turned), batch).sum(), turned)[0]
+        return of_rows(put_out, gradient, batch).cpu()
 
     with torch.no_grad():
-        logits = scored_logits(parts, batch)
-        mean = logits.mean(-1, keepdim=True)
+        put_out = parts.rows_of(scored_logits(parts, batch))
+        mean = put_out.mean(-1, keepdim=True)
     units = integrate(slopes, read, nodes, tolerance=tolerance_of(parts))
-    rows = integrate(row_slopes, lambda s: metric(logits_at(s), batch).cpu(), nodes)
+    rows = integrate(row_slopes, lambda s: metric(parts.logits_of(rows_at(s)), batch).cpu(), nodes)
     nothing = torch.zeros(len(batch))
     cuts = {
         "heads and neurons": Cut(units.total.sum(0), nothing, units.change),
         "rows": Cut(rows.total.sum(0), nothing, rows.change),
     }
     passes = 3.0 * units.evaluations + units.readings + 1
-    return Found(torch.cat([units.total, rows.total]), passes, most + size([logits]), cuts=cuts)
+    return Found(torch.cat([units.total, rows.total]), passes, most + size([put_out]), cuts=cuts)

@@ -123,7 +123,7 @@ def caveats(
         if off > 2 * (tolerance_of(parts) * change + FLOOR * len(cut.change)):
             told.append(f"not resolved: the sum over {name} misses {off:.2g} of a change of {change:.2g}; give more nodes")
             break
-    if asked.path == "direct" and getattr(parts.model.config, "final_logit_softcapping", None):
+    if asked.path == "direct" and parts.cap:
         told.append("this model soft-caps its logits: direct effects do not add up over components")
     if metric == "log_prob":
         told.append("log_prob saturates as p approaches 1, where training succeeds; log_odds does not")

@@ -1,6 +1,7 @@
 """What an ablated component's activation is replaced by: zero, a mean, or another prompt's activation.
 
-Knows activations; knows nothing about metrics. Rows have no reference: an ablated row's logit is the vocabulary mean.
+Knows activations; knows nothing about metrics. Rows have no reference: an ablated row puts out the
+vocabulary mean.
 """
 
 from __future__ import annotations

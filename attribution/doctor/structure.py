@@ -136,7 +136,7 @@ def _limits(found: Structure, plan: Plan) -> Iterator[str]:
             "components within a layer only; layer totals mean nothing; use exact ablation, or a resample reference."
         )
     if "final_logit_softcapping" in found.caps:
-        yield "Soft cap: a row's first-order cause is of its logit before the cap, its exact ablation of that after it."
+        yield "Soft cap: rows are read, and ablated, before it; behind it direct effects do not add up over components."
     if found.experts > 1:
         yield f"Mixture of {found.experts} experts: routers belong to the remainder; a neuron is read on its tokens alone."
     if not plan.writes_all(found.small):

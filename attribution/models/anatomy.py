@@ -109,9 +109,33 @@ class Anatomy:
         Metrics subtract numbers of like size, which half precision would round away.
         """
         logits = self.unembedding(normed)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
+        return self._capped(logits.float() if logits.dtype.itemsize < 4 else logits)
+
+    def rows_of(self, logits: Tensor) -> Tensor:
+        """What the rows of the unembedding put out where these are the logits: before a bias and a soft cap, [..., vocabulary].
+
+        These are the activations of rows. Where a model has neither, they are the logits themselves.
+        """
+        cap, bias = self.cap, self._row_bias(logits)
+        rows = cap * torch.atanh(logits / cap) if cap else logits
+        return rows if bias is None else rows - bias
+
+    def logits_of(self, rows: Tensor) -> Tensor:
+        """The logits that what rows put out becomes; undoes `rows_of`."""
+        bias = self._row_bias(rows)
+        return self._capped(rows if bias is None else rows + bias)
+
+    @property
+    def cap(self) -> float | None:
+        """Soft cap of the logits, where the model has one."""
+        return getattr(self.model.config, "final_logit_softcapping", None)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+    def _row_bias(self, like: Tensor) -> Tensor | None:
+        bias = self.unembedding.bias
+        return None if bias is None else bias.detach().to(like)
 
 
 def anatomy(model: nn.Module) -> Anatomy:

@@ -127,9 +127,8 @@ def _identities(parts: Anatomy, tokens: Tensor) -> tuple[dict[str, float], Tenso
     unembedded = seen["normed"] @ parts.unembedding.weight.float().T
     if getattr(parts.unembedding, "bias", None) is not None:
         unembedded = unembedded + parts.unembedding.bias.float()
-    cap = getattr(parts.model.config, "final_logit_softcapping", None)
-    if cap:
-        unembedded = cap * torch.tanh(unembedded / cap)
+    if parts.cap:
+        unembedded = parts.cap * torch.tanh(unembedded / parts.cap)
     errors["the logits (unembedding of the final norm)"] = _relative(unembedded, logits.float())
     active = {
         kind: seen[f"{which} 0 in"].unflatten(-1, (units, -1)).ne(0).any(-1).flatten(0, 1).any(0).nonzero()[:, 0].tolist()

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attribution.capture import evaluating, scored_logits
 from attribution.causes import BATCH_SIZE, batches_with_values
-from attribution.causes.ablation import without
+from attribution.causes.ablation import rows_at_mean, without
 from attribution.causes.reference import check_reference
 from attribution.components import Component, Components, Use
 from attribution.errors import ConfigError
@@ -251,11 +251,8 @@ class _Reader:
 def _of_rows_at_mean(components: Components, positions: np.ndarray, metric: Metric) -> Metric:
     """The metric, read where the rows of a set are at the vocabulary mean; differentiable."""
     chosen = components.table.iloc[positions]
-    tokens = torch.as_tensor(chosen.loc[chosen["kind"] == "row", "index"].to_numpy(copy=True))
-    ablated = torch.zeros(components.parts.vocabulary, dtype=torch.bool).index_fill(0, tokens, True)
-    if not len(tokens):
-        return metric
-    return lambda logits, batch: metric(torch.where(ablated.to(logits.device), logits.mean(-1, keepdim=True), logits), batch)
+    tokens = chosen.loc[chosen["kind"] == "row", "index"].tolist()
+    return lambda logits, batch: metric(rows_at_mean(components.parts, logits, tokens), batch)
 
 
 def _of_the_loss(parts: Anatomy, found: Sequence[Batch], held: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:

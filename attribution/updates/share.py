@@ -24,7 +24,7 @@ from attribution.updates.sizes import Sizes
 
 TOLERANCE, FLOOR = 0.01, 1e-5  # a residual within TOLERANCE |change| + FLOOR (metric units) is resolved
 PASSES = 9  # forward and backward passes that one step's shares may take on one probe set
-_LOGITS = "logits"
+_ROWS = "rows"
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ def read(components: Components, batches: Sequence[Batch], metric: Metric, *, si
         for batch in batches:
             with tapped(components.parts, wanted, differentiable=True) as seen:
                 found = scored_logits(components.parts, batch)
-            mean = metric(found, batch).sum() / samples
-            now = components.gradients(mean, {**seen, _LOGITS: found} if sizes else None)
+            rows = components.parts.rows_of(found)
+            mean = metric(components.parts.logits_of(rows), batch).sum() / samples
+            now = components.gradients(mean, {**seen, _ROWS: rows} if sizes else None)
             if sizes:  # of each sample's own metric, not of the mean over samples
-                sizes.add_rows(found.detach(), now.pop(_LOGITS) * samples)
+                sizes.add_rows(rows.detach(), now.pop(_ROWS) * samples)
                 sizes.add(seen, {site: now.pop(site) * samples for site in seen}, batch.mask)
             for name, gradient in now.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient

@@ -42,10 +42,10 @@ class Sizes:
         for site, value in seen.items():
             self.add_squares(site, squares(value, real), squares(gradients[site], real), tokens)
 
-    def add_rows(self, logits: Tensor, gradient: Tensor) -> None:
-        """Logits at scored positions, Float [token, vocabulary], and the gradient with respect to them."""
-        centred = logits - logits.mean(-1, keepdim=True)
-        self.add_squares(_ROWS, squares(centred, None), squares(gradient, None), len(logits))
+    def add_rows(self, rows: Tensor, gradient: Tensor) -> None:
+        """What rows put out at scored positions, Float [token, vocabulary], and the gradient with respect to it."""
+        centred = rows - rows.mean(-1, keepdim=True)
+        self.add_squares(_ROWS, squares(centred, None), squares(gradient, None), len(rows))
 
     def add_squares(self, key: Key, activation: Tensor, gradient: Tensor, tokens: int) -> None:
         """Sums of squares over so many tokens."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from by_name import module
+from by_name import module, put_out, with_row
 from torch.nn import functional
 
 from attribution.capture import sites
@@ -93,10 +93,10 @@ class Loop:
         logits = self.model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].double()
         for handle in handles:
             handle.remove()
-        mean = logits.mean(-1)
+        mean = put_out(self.model, logits).mean(-1)
         for kind, _layer, index in chosen:
             if kind == "row":
-                logits[:, index] = mean
+                logits = with_row(self.model, logits, index, mean)
         return logits
 
     def log_odds(self, number, logits):

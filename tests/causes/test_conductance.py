@@ -54,7 +54,7 @@ def metric_at(model, batch, embeddings):
 
 
 def test_every_cut_passes_the_whole_change(tiny, family, tokenizer, samples, counterfactuals, batch, reference):
-    """Heads of a layer and what goes past them; neurons of a layer and what goes past them; rows."""
+    """Heads of a layer, and neurons, with what goes past them; rows, under a soft cap with what moves all alike."""
     model = tiny(family)
     found = attribute(
         model, tokenizer, samples, method="conductance", reference=reference, counterfactuals=counterfactuals, nodes=10
@@ -70,7 +70,7 @@ def test_every_cut_passes_the_whole_change(tiny, family, tokenizer, samples, cou
         assert told["change"] == pytest.approx(change, abs=1e-4)
         assert told["effects"] + told["beside"] + told["residual"] == pytest.approx(told["change"], abs=1e-9)
         assert abs(told["residual"]) <= 1e-2 * abs(change) + 2e-3
-        assert (told["beside"] == 0) == (cut[0] == "row") and abs(told["effects"]) > 1e-3
+        assert (told["beside"] == 0) == (cut[0] == "row" and family != "gemma2") and abs(told["effects"]) > 1e-3
     assert not any("not resolved" in each for each in found.caveats)
 
 

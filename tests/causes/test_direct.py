@@ -4,7 +4,7 @@ nothing does change."""
 import numpy as np
 import pytest
 import torch
-from by_name import MIXTURES, module
+from by_name import MIXTURES, module, put_out, with_row
 from torch.nn import functional
 
 from attribution.causes import ablate, attribute, direct, self_repair
@@ -106,10 +106,10 @@ class ByHand:
     def effect(self, chosen):
         write = sum((self.write(c) for c in chosen if c.kind != "row"), torch.zeros_like(self.kept["end"]))
         logits = self.unembed(self.normed(self.kept["end"]) + self.frozen(self.final, self.kept["end"], write))
-        mean = logits.mean(-1)
+        mean = put_out(self.model, logits).mean(-1)
         for component in chosen:
             if component.kind == "row":
-                logits[..., component.index] = mean
+                logits = with_row(self.model, logits, component.index, mean)
         scored = self.batch.scored
         return log_odds(self.logits[scored], self.batch) - log_odds(logits[scored], self.batch)
 

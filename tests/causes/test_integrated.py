@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from by_name import MIXTURES
+from by_name import MIXTURES, put_out
 from captum.attr import IntegratedGradients
 
 from attribution.capture import edited, scored_logits, sites
@@ -119,18 +119,22 @@ def test_finite_differences_say_the_same_along_the_path(tiny, family, tokenizer,
     agree(found[chosen], torch.stack(expected), 1e-6)
 
 
-def test_rows_are_integrated_alone(tiny, tokenizer, samples, agree):
-    """A plain sum over a fine grid of the path on which every logit goes from the mean to what it is."""
-    model = tiny("llama", dtype=torch.float64)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])
+def test_rows_are_integrated_alone(tiny, tokenizer, samples, agree, family):
+    """A plain sum over a fine grid of the path on which what every row puts out goes from the mean to what it is."""
+    model = tiny(family, dtype=torch.float64)
     parts, batch = anatomy(model), collate(encode(tokenizer, samples))
     with torch.no_grad():
-        logits = scored_logits(parts, batch)
-    centred = logits - logits.mean(-1, keepdim=True)
-    total = torch.zeros_like(logits)
+        rows = put_out(model, scored_logits(parts, batch))
+    centred = rows - rows.mean(-1, keepdim=True)
+    total = torch.zeros_like(rows)
+    bias, cap = model.lm_head.bias, 5 if family == "gemma2" else None
     for step in range(400):
-        at = (logits.mean(-1, keepdim=True) + (step + 0.5) / 400 * centred).requires_grad_()
-        total += torch.autograd.grad(log_odds(at, batch).sum(), at)[0] / 400
-    expected = torch.zeros(logits.shape[-1], len(batch), dtype=torch.float64)
+        at = (rows.mean(-1, keepdim=True) + (step + 0.5) / 400 * centred).requires_grad_()
+        logits = at if bias is None else at + bias.detach()
+        logits = cap * torch.tanh(logits / cap) if cap else logits
+        total += torch.autograd.grad(log_odds(logits, batch).sum(), at)[0] / 400
+    expected = torch.zeros(rows.shape[-1], len(batch), dtype=torch.float64)
     expected.index_add_(1, batch.sample_of, (total * centred).T)
     found = attribute(model, tokenizer, samples, method="integrated")
     agree(found.per_sample[torch.as_tensor((found.table["kind"] == "row").to_numpy(copy=True))], expected, 1e-4)
