@@ -1,7 +1,7 @@
 """The claim `boost` on planted mechanisms: `python -m experiments.boost [--out results/boost] [--slots 2]`.
 
 Runs the default study (runs that are finished are kept), judges the claim as it was declared, and puts the page, the
-summary and the tables into results/.
+summary and the tables into results/. With `--judge` it runs nothing, and judges the tables that are there anew, in seconds.
 """
 
 from __future__ import annotations
@@ -13,20 +13,41 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from attribution.claims import LEDGER
+from attribution.claims import LEDGER, evaluate
 from attribution.reports import study_report
+from attribution.store.files import write_json
 from attribution.study import conclude, embedded, run_study
 from attribution.worlds.studies import UNROUTED
 
 
-def main(out: Path = Path("results/boost"), runs: Path = Path("runs"), slots: int = 2) -> None:
+def main(out: Path = Path("results/boost"), runs: Path = Path("runs"), slots: int = 2, judge: bool = False) -> None:
     """Run the study `planted` and write its results.
 
     Args:
         out: directory for page, summary and tables.
         runs: directory that holds studies.
         slots: runs at once.
+        judge: run nothing; judge the tables in `out` anew and write its page.
     """
+    if judge:
+        judge_again(out)
+    else:
+        run_anew(out, runs, slots)
+    for finding in json.loads((out / "findings.json").read_text()):
+        print(finding["verdict"][0]["sentence"])
+    print(out / "report.html")
+
+
+def judge_again(out: Path) -> None:
+    """Write findings, summary and page from the tables that the runs left."""
+    names = {"sets": "sets", "probes": "probes", "grafts": "set_grafts"}
+    frames = {name: pd.read_parquet(out / "frames" / f"{file}.parquet") for name, file in names.items()}
+    write_json(out / "findings.json", [evaluate(LEDGER["boost"], frames).to_dict()])
+    study_report(out)
+
+
+def run_anew(out: Path, runs: Path, slots: int) -> None:
+    """Run what is not finished, and write everything."""
     study = embedded("planted", runs)
     failed = run_study(study, runs, slots=slots)
     place = conclude(study, runs, failed)
@@ -36,9 +57,6 @@ def main(out: Path = Path("results/boost"), runs: Path = Path("runs"), slots: in
         shutil.copy(place / name, out / name)
     shutil.copytree(place / "frames", out / "frames", dirs_exist_ok=True)
     (out / "pilot-gates.md").write_text(pilot_gates(place), encoding="utf-8")
-    for finding in json.loads((place / "findings.json").read_text()):
-        print(finding["verdict"][0]["sentence"])
-    print(out / "report.html")
 
 
 def pilot_gates(place: Path) -> str:

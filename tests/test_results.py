@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from attribution.claims import LEDGER, evaluate
 from attribution.worlds.studies import ORGANISMS, UNROUTED
+from experiments import boost
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -37,6 +39,16 @@ def test_the_verdict_is_recomputed_from_the_frames(claim):
     assert tuple(told["models"]) == ORGANISMS and all(run["state"] == "finished" for run in told["runs"])
     page, summary = ((RESULTS / claim / name).read_text() for name in ("report.html", "summary.md"))
     assert stored["hash"] in page and stored["verdict"][0]["verdict"] in summary.lower()
+
+
+def test_the_reference_study_is_judged_anew_from_its_tables(tmp_path):
+    place = tmp_path / "boost"
+    shutil.copytree(RESULTS / "boost", place)
+    (place / "findings.json").unlink()
+    boost.main(out=place, judge=True)
+    assert (place / "summary.md").read_text() == (RESULTS / "boost" / "summary.md").read_text()
+    new, old = (json.loads((each / "findings.json").read_text()) for each in (place, RESULTS / "boost"))
+    assert new[0]["verdict"] == old[0]["verdict"] and new[0]["gates"] == old[0]["gates"]
 
 
 def test_the_reference_contrast_changes_its_sign_with_the_mechanism_table():
