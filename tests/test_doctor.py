@@ -304,7 +304,7 @@ def without(folder):
 
 @pytest.mark.parametrize(("damage", "named"), [
     (bert, "not a causal language model"), (opt, "unknown architecture 'opt'"), (broken, "cannot be"),
-    (impossible, "config"), (without, "holds no config.json"),
+    (impossible, "cannot be opened"), (without, "holds no config.json"),
 ])  # fmt: skip
 def test_wrong_folders_end_in_one_sentence(tmp_path, capsys, damage, named):
     damage(tmp_path)

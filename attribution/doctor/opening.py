@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from attribution.architectures import ARCHITECTURES
 from attribution.errors import ConfigError, ModelError
-from attribution.models import check, load, locate
+from attribution.models import check, configured, first_line, load, locate
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -59,7 +57,7 @@ def opened(name: str, *, meta: bool = False, dtype: str = "float32", device: str
         model = load(name, dtype=dtype, device=device, allow_pickle=allow_pickle).model
         return Opened(name, model, check(model))
     with torch.device("meta"):
-        return Opened(name, shaped(_config(name, source), dtype), None)
+        return Opened(name, shaped(configured(name, source), dtype), None)
 
 
 def shaped(config: Any, dtype: str) -> PreTrainedModel:
@@ -68,28 +66,5 @@ def shaped(config: Any, dtype: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     except Exception as error:  # a config with wrong values makes model classes raise almost anything
         raise ModelError(
-            f"no model can be made from the config of {config.model_type!r}: {_first_line(error)}; correct its config.json"
+            f"no model can be made from the config of {config.model_type!r}: {first_line(error)}; correct its config.json"
         ) from error
-
-
-def _config(name: str, source: Path | str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(
-            f"the config of model {name!r} cannot be read: {_first_line(error)}; name a folder with a config.json, or a hub id"
-        ) from error
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if causal is None or (config.architectures and causal not in config.architectures):
-        what = ", ".join(config.architectures or [config.model_type])
-        raise ModelError(
-            f"model {name!r} is not a causal language model ({what}); name one whose class is …ForCausalLM or …LMHeadModel"
-        )
-    if config.model_type not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise ModelError(f"unknown architecture {config.model_type!r}; known: {known}")
-    return config
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

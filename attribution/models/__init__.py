@@ -48,13 +48,13 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {device!r} cannot be used: {_first_line(error)}; expected cpu, or cuda where there is one"
+            f"device {device!r} cannot be used: {first_line(error)}; expected cpu, or cuda where there is one"
         ) from None
     try:
         source = locate(name)
     except (OSError, RuntimeError) as error:  # a name too long for the file system, a home that is not there
-        raise ModelError(f"model {name!r} cannot be looked for: {_first_line(error)}; name a folder or a hub id") from None
-    config = _config(name, source)
+        raise ModelError(f"model {name!r} cannot be looked for: {first_line(error)}; name a folder or a hub id") from None
+    config = configured(name, source)
     if isinstance(source, Path):
         _check_weights(source, allow_pickle)
     try:
@@ -68,7 +68,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
         )
         model, info = opened
     except Exception as error:  # a damaged file makes safetensors, tokenizers and transformers raise almost anything
-        raise ModelError(f"model {name!r} cannot be opened: {_first_line(error)}") from error
+        raise ModelError(f"model {name!r} cannot be opened: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -113,12 +113,21 @@ def locate(name: str) -> Path | str:
     return name
 
 
-def _config(name: str, source: Path | str):
+def configured(name: str, source: Path | str) -> Any:
+    """The config of a causal language model of a known family.
+
+    Args:
+        name: as it was asked for.
+        source: where it is, from `locate`.
+
+    Raises:
+        ModelError: it cannot be read, is of no causal language model, or of an unknown architecture.
+    """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # an invalid value raises types of transformers' own
         raise ModelError(
-            f"model {name!r} cannot be opened: {_first_line(error)}; expected an embedded model "
+            f"model {name!r} cannot be opened: {first_line(error)}; expected an embedded model "
             f"({', '.join(embedded())}), a folder or a hub id"
         ) from error
     declared = config.architectures or []
@@ -145,11 +154,12 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or its type."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 __all__ = [
-    "EMBEDDED", "IDENTITY_TOLERANCE", "Anatomy", "ExpertsOut", "Loaded", "anatomy", "check", "embedded", "load", "locate",
-    "output_weights",
+    "EMBEDDED", "IDENTITY_TOLERANCE", "Anatomy", "ExpertsOut", "Loaded", "anatomy", "check", "configured", "embedded",
+    "first_line", "load", "locate", "output_weights",
 ]  # fmt: skip
