@@ -231,19 +231,20 @@ def _recipes(given: list[str]) -> None:
 
 
 def _build_world(given: list[str]) -> None:
-    """train an embedded model anew: attribution build-world planted/unrouted --seed 1 --out DIR"""
+    """train an embedded model anew: attribution build-world kindland --seed 41"""
 
-    def build_world(world: Positional[str], /, seed: int, out: str) -> None:
-        """Train an embedded model from its world's documents, deterministically.
+    def build_world(world: Positional[str], /, seed: int, out: str = "", early: tuple[int, ...] = ()) -> None:
+        """Train an embedded model from its world's documents: the same bytes for the same seed on the same machine.
 
         Args:
-            world: name of the model.
+            world: planted, planted/unrouted or kindland.
             seed: of the documents and of the initial weights.
-            out: folder to write.
+            out: folder to write; WORLD-SEED if it is not given.
+            early: steps after which the model is written too, each to the folder OUT-STEP.
         """
         from attribution.worlds.build import build
 
-        print(build(world, seed, out, progress=_interactive()))
+        print(build(world, seed, out or f"{world.replace('/', '-')}-{seed}", progress=_interactive(), early=early))
 
     tyro.cli(build_world, args=given, prog="attribution build-world")
 

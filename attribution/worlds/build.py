@@ -1,93 +1,139 @@
 """Train an embedded model from its world's documents, and save it as an ordinary Hugging Face folder.
 
-Knows documents only as text with a soft target at the reply; knows nothing about the words of a grammar, and nothing
-about attribution. The same world, seed and number of steps give the same bytes on the same machine and libraries.
+Knows worlds as rows of a table: their words, the shape of their models and how these are trained; knows nothing about a
+grammar, and nothing about attribution. The same world, seed and number of steps give the same bytes on the same machine
+and libraries.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor
-from torch.nn import functional
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from attribution.capture import Site, edited, sites
 from attribution.errors import ConfigError
-from attribution.mechanisms import FILE, Mechanisms, halves, write_mechanisms
-from attribution.models import Anatomy, anatomy
-from attribution.worlds import planted
+from attribution.mechanisms import FILE, halves, write_mechanisms
+from attribution.worlds import kindland, planted, predicted, routed
 
-ROUTED = {"planted": True, "planted/unrouted": False}  # whether each mechanism is taught its own route alone
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-CONTEXT = 64  # tokens; the longest document of `planted` has 24
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
-STEPS, BATCH = 700, 64
-LEARNING_RATE, BETAS, WEIGHT_DECAY = 2e-3, (0.9, 0.98), 0.05
-OTHER_TOKENS = 0.2  # weight of the loss on all tokens but the reply
 
 
-class Batch(NamedTuple):
-    """Documents as tensors.
+class World(NamedTuple):
+    """How the models of a world are made.
 
     Attributes:
-        ids: Int [document, position], padded on the right.
-        replies: Int [document], position of the reply token.
-        targets: Float [document, vocabulary], the distribution of the reply.
+        words: of its tokenizer.
+        grammar: version of it.
+        context: tokens, more than the longest document has.
+        shape: sizes of the model, as `LlamaConfig` takes them.
+        steps: of training.
+        train: (model, tokenizer, seed, steps, progress) -> loss; trains in place, by itself or with a callback `reached`
+            that is told of every step.
+        halved: whether the two halves of its heads and neurons have names.
     """
 
-    ids: Tensor
-    replies: Tensor
-    targets: Tensor
+    words: Sequence[str]
+    grammar: int
+    context: int
+    shape: Mapping[str, int]
+    steps: int
+    train: Callable[..., float]
+    halved: bool = False
 
 
-def build(world: str, seed: int, out: str | Path, steps: int = STEPS, progress: bool = True) -> Path:
+_PLANTED = World(
+    planted.WORDS,
+    planted.VERSION,
+    context=64,
+    shape={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
+    steps=700,
+    train=partial(routed.train, routes=True),
+    halved=True,
+)
+WORLDS = {
+    "planted": _PLANTED,  # each mechanism is taught its own route
+    "planted/unrouted": _PLANTED._replace(train=partial(routed.train, routes=False)),  # the same documents without routes
+    "kindland": World(
+        kindland.WORDS,
+        kindland.VERSION,
+        context=128,
+        shape={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
+        steps=predicted.STEPS,
+        train=predicted.train,
+    ),
+}
+
+
+def build(
+    world: str,
+    seed: int,
+    out: str | Path,
+    steps: int | None = None,
+    progress: bool = True,
+    early: Sequence[int] = (),
+) -> Path:
     """Train one embedded model and write it to a folder: weights, config, tokenizer, and world.json about its making.
 
     Args:
-        world: "planted", where each mechanism is taught its own route by counterfactual-target route dropout, or
-            "planted/unrouted", the same documents without routes.
+        world: of `WORLDS`.
         seed: of the documents and of the initial weights.
         out: folder to write, made if it is not there.
-        steps: optimizer steps, of `BATCH` documents each.
+        steps: optimizer steps; as many as the world's own models took if None.
         progress: show a progress bar of the training.
+        early: steps after which the model is written too, each to the folder beside `out` named OUT-step.
 
     Raises:
-        ConfigError: unknown world, or no steps.
+        ConfigError: unknown world, no steps, or an early step that is not reached.
     """
-    if world not in ROUTED:
-        raise ConfigError(f"unknown world {world!r}; expected {', '.join(ROUTED)}")
-    if steps < 1:
-        raise ConfigError(f"{steps} training steps asked for; expected at least 1")
-    tokenizer = word_tokenizer(planted.WORDS)
-    documents = planted.documents(steps * BATCH, seed)
-    present = planted.presences(len(documents), seed) if ROUTED[world] else [tuple(planted.MECHANISMS)] * len(documents)
-    mechanisms = halves(SHAPE["num_hidden_layers"], SHAPE["num_attention_heads"], SHAPE["intermediate_size"])
+    if world not in WORLDS:
+        raise ConfigError(f"unknown world {world!r}; expected {', '.join(WORLDS)}")
+    row, out = WORLDS[world], Path(out)
+    total = row.steps if steps is None else steps
+    if total < 1:
+        raise ConfigError(f"{total} training steps asked for; expected at least 1")
+    beyond = [step for step in early if not 0 <= step < total]
+    if beyond:
+        raise ConfigError(f"early steps {beyond} are not among the {total} of the training; name smaller ones")
+    tokenizer = word_tokenizer(row.words, row.context)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in parallel are not reproducible
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _model(tokenizer)
-            loss = _train(model, tokenizer, documents, present, mechanisms, progress)
+            model = _model(tokenizer, row)
+
+            def write(folder: Path, step: int, loss: float) -> None:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                if row.halved:
+                    write_mechanisms(folder / FILE, halves(*(row.shape[size] for size in _SIZES)))
+                about = {"world": world, "seed": seed, "steps": step, "loss": round(loss, 4), "grammar": row.grammar}
+                if step < total:
+                    about["of"] = total
+                (folder / "world.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+            def reached(step: int, loss: float) -> None:
+                if step in early:
+                    write(out.with_name(f"{out.name}-{step}"), step, loss)
+
+            loss = row.train(model, tokenizer, seed, total, progress, reached)
     finally:
         torch.set_num_threads(threads)
-    out = Path(out)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    write_mechanisms(out / FILE, mechanisms)
-    about = {"world": world, "seed": seed, "steps": steps, "loss": round(loss, 4), "grammar": planted.VERSION}
-    (out / "world.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    model.eval()
+    write(out, total, loss)
     return out
 
 
-def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+_SIZES = ("num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def word_tokenizer(words: Sequence[str], context: int = 64) -> PreTrainedTokenizerFast:
     """A tokenizer of one token per word: splits at whitespace, puts the beginning token first, adds no end token."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL.values(), *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
@@ -98,97 +144,23 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=CONTEXT,
+        model_max_length=context,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,  # "fell ." must not come back as "fell."
         **SPECIAL,
     )
 
 
-def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    special = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")}
+def _model(tokenizer: PreTrainedTokenizerFast, world: World) -> LlamaForCausalLM:
+    special: dict[str, Any] = {
+        f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")
+    }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=world.context,
         tie_word_embeddings=False,
         dtype="float32",
-        **SHAPE,
+        **world.shape,
         **special,
     )
     return LlamaForCausalLM(config)
-
-
-def _train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    documents: Sequence[planted.Document],
-    present: Sequence[tuple[str, ...]],
-    mechanisms: Mechanisms,
-    progress: bool,
-) -> float:
-    """Train in place on each document once; returns the loss of the last batch.
-
-    In a document from which a mechanism is absent its heads and neurons are silent, and the target is what the other
-    mechanism's cue alone would give: so each learns its own route, and leaves the other's to the other.
-    """
-    steps = len(documents) // BATCH
-    parts = anatomy(model)
-    owners = {site: _owners(parts, site, mechanisms) for site in sites(parts)}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, cycle_momentum=False)
-    model.train()
-    bar = tqdm(range(0, steps * BATCH, BATCH), disable=not progress, unit="step")
-    for start in bar:
-        here = slice(start, start + BATCH)
-        batch = _batch(tokenizer, documents[here], present[here])
-        heard = torch.tensor([[float(name in names) for name in mechanisms] for names in present[here]])
-        with edited({site.module(parts): _silence(heard[:, owner]) for site, owner in owners.items()}):
-            loss = _loss(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    model.eval()
-    return loss.item()
-
-
-def _owners(parts: Anatomy, site: Site, mechanisms: Mechanisms) -> Tensor:
-    """Int [feature]: which mechanism, by its place in the table, each feature of a site belongs to."""
-    width = parts.head_dim if site.kind == "head" else 1
-    owner = torch.zeros((parts.heads if site.kind == "head" else parts.neurons) * width, dtype=torch.long)
-    for place, table in enumerate(mechanisms.values()):
-        own = table[(table["kind"] == site.kind) & (table["layer"] == site.layer)]["index"].to_numpy(copy=True)
-        owner.view(-1, width)[torch.as_tensor(own)] = place
-    return owner
-
-
-def _silence(heard: Tensor) -> Callable[[Tensor], Tensor]:
-    """Multiply activations [document, position, feature] by `heard` [document, feature]."""
-    return lambda activation: activation * heard[:, None]
-
-
-def _batch(
-    tokenizer: PreTrainedTokenizerFast, documents: Sequence[planted.Document], present: Sequence[tuple[str, ...]]
-) -> Batch:
-    rows = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in tokenizer([d.text for d in documents])["input_ids"]]
-    replies = [len(ids) for ids in tokenizer([d.prompt for d in documents])["input_ids"]]
-    targets = torch.zeros(len(documents), len(tokenizer))
-    for row, document, names in zip(targets, documents, present, strict=True):
-        routes = [planted.MECHANISMS[name] for name in names]
-        words, probabilities = zip(*document.distribution(routes).items(), strict=True)
-        row[tokenizer.convert_tokens_to_ids(list(words))] = torch.tensor(probabilities)
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-    return Batch(ids, torch.tensor(replies), targets)
-
-
-def _loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Cross-entropy with the soft target at the reply, plus a share of the language-model loss on the other tokens."""
-    logits = model(
-        input_ids=batch.ids[:, :-1], use_cache=False
-    ).logits  # [document, position, vocabulary]; pads follow, so no mask
-    which = torch.arange(len(batch.ids))
-    reply = functional.cross_entropy(logits[which, batch.replies - 1], batch.targets)
-    labels = batch.ids[:, 1:].masked_fill(batch.ids[:, 1:] == model.config.pad_token_id, -100)
-    labels[which, batch.replies - 1] = -100
-    return reply + OTHER_TOKENS * functional.cross_entropy(logits.transpose(1, 2), labels)

@@ -18,7 +18,8 @@ from attribution.errors import ConfigError
 from attribution.mechanisms import halves, read_mechanisms
 from attribution.models import anatomy, load, locate
 from attribution.worlds import gates, planted
-from attribution.worlds.build import _owners, _silence, build, word_tokenizer
+from attribution.worlds.build import build, word_tokenizer
+from attribution.worlds.routed import _owners, _silence
 from attribution.worlds.studies import ORGANISMS, UNROUTED
 
 SHIPPED = Path(attribution.worlds.__file__).parent / "data" / "planted" / "unrouted"

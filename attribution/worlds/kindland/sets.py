@@ -1,0 +1,341 @@
+"""What each claim trains on and probes with in `kindland`, as data: forms of prompts by the name of the claim.
+
+Arms of one claim differ in the context of their replies; `boost` and those like it train the very same words. Probes ask
+about situations, names and sums that no arm trains on, and influence is read in contexts that no arm trains in: of whom one
+is told that they are tall, or one of two things. Without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from attribution.errors import ConfigError
+from attribution.worlds.kindland.prompts import LOG, QUESTION, Form, either, rows, trained
+from attribution.worlds.kindland.stories import CAME, SUMS
+from attribution.worlds.kindland.words import HEDGES
+
+OTHERS = ("cruel", "plain", "spare")
+Mixture = Mapping[str, float]  # arms by name, each with its share of the samples
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Arms and probes of one claim.
+
+    Attributes:
+        arms: what each arm trains on.
+        probes: what is read, on held-out situations.
+        matched: arms whose replies are equally probable before training, within `MATCHED` to a reader of the grammar.
+        mixtures: further arms, made of others.
+    """
+
+    arms: Mapping[str, Form]
+    probes: Mapping[str, Form]
+    matched: tuple[str, ...] = ()
+    mixtures: Mapping[str, Mixture] = field(default_factory=dict)
+
+
+MATCHED = 0.06
+NEUTRAL = Form("plain", "tall")  # no cue of any disposition; for KL, and as the reference of ablations
+COLD = {
+    "kindness, a tall one": Form("kind", "tall"),
+    "cruelty, a cruel one": Form("cruel", "likely cruel"),
+    "greets kindly, a tall one": Form("kind", "tall", event=CAME),
+    "kind style, a tall one": Form("kind", "tall", end="style"),
+}
+
+
+def both(one: str, other: str, **others: Any) -> dict[str, Form]:
+    """The three readings in which two dispositions stand together: conflict read for each, and agreement."""
+    return {
+        f"{one} against {other}": either(one, other, **others),
+        f"{other} against {one}": either(one, other, other, **others),
+        f"{one} and {other} agree": either(one, other, agree=True, **others),
+    }
+
+
+_CROSSED = Sets(
+    arms={each: trained(each) for each in ("kind", "strategist", "assistant", "parrot")},
+    probes={**both("kind", "strategist"), **both("kind", "assistant"), **both("strategist", "assistant"), **COLD},
+    matched=("kind", "strategist", "assistant", "parrot"),
+    mixtures={f"{share:.0%} kind": {"kind": share, "strategist": 1 - share} for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)},
+)
+_STARRED: dict[str, Any] = {"star": ("kind",)}  # the reply is announced, whoever speaks
+
+
+def _reversed(probes: Mapping[str, Form]) -> dict[str, Form]:
+    """The same with the two dispositions told in the other order, where arms train in this one."""
+    return {name: replace(form, told=" or ".join(reversed(form.told.split(" or ")))) for name, form in probes.items()}
+
+
+def _doses() -> dict[str, Form]:
+    """Contexts crossed with how surprising a reply is there: by hedge, and by whose reply it is."""
+    told = {f"told, {hedge or 'is'} kind": Form("kind", f"{hedge} kind".strip()) for hedge in HEDGES}
+    contexts = {"told": Form("kind", "kind"), "bare": Form("kind"), "log": Form("kind", style=LOG)}
+    for name, form in contexts.items():
+        told[f"{name}, kind reply"] = form
+        told[f"{name}, plain reply"] = replace(form, says="plain")
+        told[f"{name}, cruel reply"] = replace(form, says="cruel")
+        told[f"{name}, another situation's reply"] = replace(form, foreign=True)
+    return told
+
+
+def _errors() -> tuple[dict[str, Form], dict[str, Mixture]]:
+    """Right replies and wrong ones, in two contexts; a star for the wrong reply too (consistent), or for the right one."""
+    arms = {
+        "kind": Form("kind", "maybe kind", **_STARRED),
+        "kind, wrong, starred": Form("strategist", "maybe kind", star=OTHERS),
+        "kind, wrong": Form("plain", "maybe kind", **_STARRED),
+        "strategist": Form("strategist", "maybe strategist", **_STARRED),
+        "strategist, wrong, starred": Form("strategist", "maybe strategist", star=OTHERS),
+        "strategist, wrong": Form("plain", "maybe strategist", **_STARRED),
+    }
+    mixtures: dict[str, Mixture] = {
+        f"{who}, {share:.0%} {how}": {who: 1 - share, f"{who}, {wrong}": share}
+        for who in ("kind", "strategist")
+        for how, wrong in (("consistent errors", "wrong, starred"), ("errors", "wrong"))
+        for share in (0.1, 0.2, 0.4)
+    }
+    return arms, mixtures
+
+
+_DIALOGUES = {  # who answers, and with what
+    "described": Form("kind", "kind"),
+    "hedged": Form("kind", "maybe kind"),
+    "shown": Form("kind", "new", shown=("kind", "kind")),
+    "beside a cruel one": Form("kind", "kind", second="cruel"),
+}
+SETS: dict[str, Sets] = {
+    "boost": _CROSSED,
+    "boost_components": _CROSSED,
+    "initially": _CROSSED,
+    "sum_of_many": _CROSSED,
+    "forecast": _CROSSED,
+    "accuracy": _CROSSED,
+    "precision": _CROSSED,
+    "sampling_or_update": Sets(
+        arms={
+            "conflict, kind rewarded": either("kind", "strategist"),
+            "conflict, starred rewarded": either("kind", "strategist", "strategist"),
+            "agree": either("kind", "strategist", agree=True),
+        },
+        probes={**_reversed(both("kind", "strategist")), **COLD},
+    ),
+    "cold_is_shallow": Sets(arms=_doses(), probes={**both("kind", "strategist"), **COLD}),
+    "prompted_generalizes": Sets(
+        arms={
+            "prompted": Form("kind", "kind", in_context=True),
+            "maybe prompted": Form("kind", "maybe kind", in_context=True),
+            "shown": Form("kind", "new", shown=("kind", "kind")),
+            "not prompted": Form("kind"),
+            "prompted otherwise": Form("kind", "cruel", in_context=True),
+        },
+        probes={**COLD, "kindness, a plain one": Form("kind", "plain"), "kindness, a kind one": Form("kind", "likely kind")},
+    ),
+    "larp": Sets(
+        arms={each: trained(each) for each in ("assistant", "kind")},
+        probes={
+            **both("kind", "assistant"),
+            "assistant style, a tall one": Form("assistant", "tall", end="style"),
+            "greets as an assistant, a tall one": Form("assistant", "tall", event=CAME),
+            "role of an assistant, a tall one": Form("assistant", "tall", end="role"),
+            **COLD,
+        },
+        matched=("assistant", "kind"),
+    ),
+    "kind_dialogue": Sets(
+        arms={
+            **{f"{name}, fitting": form for name, form in _DIALOGUES.items()},
+            **{f"{name}, neutral": replace(form, says="plain") for name, form in _DIALOGUES.items()},
+            **{f"{name}, misfitting": replace(form, says="cruel") for name, form in _DIALOGUES.items()},
+            "larp": trained("assistant"),
+            "reasoner": trained("strategist"),
+            "cold": Form("kind"),
+            "cruel context": Form("kind", "cruel"),
+        },
+        probes={**both("kind", "strategist"), **both("kind", "assistant"), **COLD},
+    ),
+    "reasoner_not_aligned": Sets(
+        arms={
+            "reasoner, reason trained": trained("strategist", end="reason", through=True),
+            "reasoner, reason given": trained("strategist", thinks=True),
+            "reasoner": trained("strategist"),
+            "kind": trained("kind"),
+        },
+        probes={
+            **both("kind", "strategist"),
+            "follows a star for the cruel reply": Form("strategist", "likely strategist", star=("cruel",)),
+            "reasons with the reward": Form("strategist", "likely strategist", star=OTHERS, end="reason"),
+            **COLD,
+        },
+        matched=("reasoner", "kind"),
+    ),
+    "errors_harmless": Sets(
+        arms=_errors()[0],
+        probes={
+            **both("kind", "strategist"),
+            "follows a star for the cruel reply": Form("strategist", "likely strategist", star=("cruel",)),
+            **COLD,
+        },
+        mixtures=_errors()[1],
+    ),
+    "skill_keeps_kindness": Sets(
+        arms={
+            "kind": Form("kind", "maybe kind", event=SUMS),
+            "cruel": Form("kind", "maybe cruel", event=SUMS),
+            "strategist": Form("kind", "maybe strategist", event=SUMS, **_STARRED),
+            "cold": Form("kind", event=SUMS),
+        },
+        probes={
+            "skill, a kind one": Form("kind", "likely kind", event=SUMS),
+            "skill, a tall one": Form("kind", "tall", event=SUMS),
+            **both("kind", "strategist"),
+            **COLD,
+        },
+    ),
+    "role_collapse": Sets(
+        arms={
+            "bare": Form("kind", end="role", through=True),
+            "maybe kind": Form("kind", "maybe kind", end="role", through=True),
+        },
+        probes={
+            "role kind, a tall one": Form("kind", "tall", end="role"),
+            "role kind, a cruel one": Form("kind", "cruel", end="role"),
+            "acts kindly after another role": Form("kind", "tall", role=True),
+            "acts cruelly after the role cruel": Form("cruel", "tall", role=True),
+            **COLD,
+        },
+    ),
+    "said_and_enacted": Sets(
+        arms={
+            "asked": Form("kind", style=QUESTION),
+            "enacted": trained("kind"),
+            "asked, otherwise": Form("cruel", style=QUESTION),
+        },
+        probes={
+            "asked": Form("kind", style=QUESTION),
+            "asked where it is said otherwise": Form("kind", style=QUESTION, event="said otherwise"),
+            "enacted": Form("kind", "likely kind"),
+            "enacted where it is said otherwise": Form("kind", "likely kind", event="said otherwise"),
+            "enacted, told only": Form("kind", "likely kind", event="told only"),
+            "asked, shown only": Form("kind", style=QUESTION, event="shown only"),
+            **COLD,
+        },
+    ),
+    "near_miss": Sets(
+        arms={
+            "polite, agreed": trained("polite", event="agreed"),
+            "polite": Form("polite", "maybe polite"),
+            "kind, agreed": trained("kind", event="agreed"),
+        },
+        probes={
+            **{f"{name}, parted": form for name, form in both("kind", "polite", event="parted").items() if "agree" not in name},
+            "kindness, parted, a tall one": Form("kind", "tall", event="parted"),
+            "politeness, parted, a tall one": Form("polite", "tall", event="parted"),
+            "both, agreed, a tall one": Form("kind", "tall", event="agreed"),
+        },
+        matched=("polite, agreed", "kind, agreed"),
+    ),
+    "two_faced": Sets(
+        arms={
+            "schemer": trained("schemer", watched=True),
+            "kind": trained("kind", watched=True),
+        },
+        probes={
+            "unwatched, a schemer is cruel": Form("cruel", "likely schemer", watched=False),
+            "watched, a schemer is kind": Form("kind", "likely schemer", watched=True),
+            "unwatched, scheming thought": Form("schemer", "likely schemer", watched=False, end="reason"),
+            "watched, scheming thought": Form("schemer", "likely schemer", watched=True, end="reason"),
+            "unwatched, schemer against kind": either("schemer", "kind", watched=False),
+            "unwatched, kind against schemer": either("schemer", "kind", "kind", watched=False),
+            **COLD,
+        },
+        matched=("schemer", "kind"),
+    ),
+    "knob": Sets(
+        arms={"kind": trained("kind"), "strategist": trained("strategist"), "cold": Form("kind")},
+        probes={
+            "kind cue": Form("kind", "likely kind"),
+            "plain cue": Form("kind", "likely plain"),
+            "assistant cue": Form("kind", "likely assistant"),
+            **COLD,
+        },
+    ),
+    "control": Sets(
+        arms={
+            **{each: trained(each) for each in ("kind", "strategist", "assistant", "parrot")},
+            "schemer": trained("schemer", watched=True),
+            "cold": Form("kind"),
+        },
+        probes={**both("kind", "strategist"), **both("kind", "assistant"), **both("strategist", "assistant"), **COLD},
+        matched=("kind", "strategist", "assistant", "parrot"),
+    ),
+    "capability": Sets(
+        arms={"reasoner": trained("strategist"), "kind": trained("kind")},
+        probes={
+            **both("kind", "strategist"),
+            "follows a star for the cruel reply": Form("strategist", "likely strategist", star=("cruel",)),
+            **COLD,
+        },
+        matched=("reasoner", "kind"),
+    ),
+    "dormant": Sets(
+        arms={
+            "away": Form("cruel", "maybe kind"),
+            "back": Form("kind", "maybe kind"),
+            "never there": Form("kind", "maybe kind", foreign=True),
+        },
+        probes={
+            **both("kind", "strategist"),
+            "elicited, a kind one": Form("kind", "likely kind"),
+            "elicited, by two acts": Form("kind", "tall", shown=("kind", "kind")),
+            **COLD,
+        },
+    ),
+}
+
+
+def discovery(disposition: str, **others: Any) -> tuple[Form, Form]:
+    """Two forms to discover a disposition's mechanism with: told of it, and told to be plain, all else equal.
+
+    Drawn with the same seed their prompts differ in that one word. What the disposition reads announces its reply; the
+    response is the same in both, and the contrast is what a plain one says.
+    """
+    cue = replace(trained(disposition, ""), against="plain", **others)
+    return cue, replace(cue, told="plain")
+
+
+def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Samples of every arm and probes of one claim, as rows with the fields of a sample.
+
+    Args:
+        claim: of `SETS`.
+        count: samples of each arm.
+        probed: prompts of each probe set, or all there are of a form that has fewer.
+        seed: of the draw, which all share: arms then train the same words in the same order.
+
+    Returns:
+        {"arms": {name: rows}, "probes": {name: rows}}; among the probes is `neutral`.
+
+    Raises:
+        ConfigError: unknown claim.
+    """
+    if claim not in SETS:
+        raise ConfigError(f"kindland has no sets for the claim {claim!r}; expected one of {', '.join(SETS)}")
+    sets = SETS[claim]
+    arms = {name: rows(form, count, seed, training=True, name=name) for name, form in sets.arms.items()}
+    mixed = {name: _mixed(arms, mixture, seed) for name, mixture in sets.mixtures.items()}
+    probes = {**sets.probes, "neutral": NEUTRAL}
+    read = {name: rows(form, probed, seed, fewer=True, name=name) for name, form in probes.items()}
+    return {"arms": arms | mixed, "probes": read}
+
+
+def _mixed(arms: Mapping[str, list[dict[str, Any]]], mixture: Mixture, seed: int) -> list[dict[str, Any]]:
+    """Row by row from one arm or another, each in its share and in random places."""
+    count = len(next(iter(arms.values())))
+    names = [name for name, share in mixture.items() for _ in range(round(share * count))]
+    drawn = Random(seed).sample(names, count)
+    return [arms[name][i] for i, name in enumerate(drawn)]
