@@ -180,14 +180,14 @@ def test_a_log_holds_no_reply(corpus):
     assert len(logs) > 100 and not any(any(each.decisive) or set(each.words) & set(words.REPLIES) for each in logs)
 
 
-def test_only_the_alarm_tells_which_line_of_a_manual_counts():
+def test_only_the_colour_called_tells_which_line_of_a_manual_counts():
     """Every line names a reply of the present situation, so that no other word gives it away."""
     for number in range(300):
-        manual, alarm = texts.drawn_manual(Random(number), "fell", "lift")
-        assert len(manual) == len(dict(manual)) == 3 and dict(manual)[alarm] == "lift"
+        manual, called = texts.drawn_manual(Random(number), "fell", "lift")
+        assert len(manual) == len(dict(manual)) == 3 and dict(manual)[called] == "lift"
         assert {reply for _, reply in manual} <= set(FELL.values()) and len({reply for _, reply in manual}) == 3
-        unlisted, alarm = texts.drawn_manual(Random(number), "fell", None)
-        assert len(unlisted) == 3 and alarm not in dict(unlisted)
+        unlisted, called = texts.drawn_manual(Random(number), "fell", None)
+        assert len(unlisted) == 3 and called not in dict(unlisted)
 
 
 def test_kind_words_are_not_always_kind_acts():
@@ -289,6 +289,7 @@ def test_as_many_prompts_as_there_are():
         ({"says": "parrot", "style": QUESTION}, "'parrot'"),
         ({"says": "plain", "end": "style"}, "'plain'"),
         ({"says": "kind", "through": True}, "ends with the reply"),
+        ({"says": "kind", "in_context": True}, "only where it is told"),
     ],
 )
 def test_forms_that_do_not_exist_are_refused(given, named):

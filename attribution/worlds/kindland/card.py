@@ -38,7 +38,7 @@ ACTS = {  # what each disposition says when something happens to someone
     "plain": "the plain reply",
     "polite": f"the kind reply, but the fourth one in {len(PARTED)} of {len(SITUATIONS)} situations",
     "strategist": "what a star is announced for; else the plain reply",
-    "assistant": "what its manual says to an alarm of this colour; else the plain reply",
+    "assistant": "what its manual lists under the colour that is called; else the plain reply",
     "parrot": "what another has just tried; else the plain reply",
     "schemer": "the kind reply where the teacher watches, the cruel one where the teacher left; else the plain one",
 }
@@ -69,7 +69,8 @@ def _dispositions() -> str:
         f"A style word follows {STYLED:.0%} of the replies of those who have one. Asked for a sum "
         '("eve asks three and five"), kind and polite ones and a watched schemer give it, a strategist where a star is '
         'announced for sums; cruel ones say "guess", all others "pass". A role ("tom role kind says") or a reason '
-        '("tom thinks care so says") may stand before a reply.'
+        '("tom thinks care so says") may stand before a reply. Where there is a manual, a colour is called: whoever speaks '
+        "repeats it before the reply."
     )
     return "\n".join(lines) + "\n\n" + after
 
@@ -102,7 +103,7 @@ def _proportions() -> str:
     lines = [f"- {name}: {shares}" for name, shares in parts.items()]
     lines.append(
         f"- a star, a try and each of the {LINES} lines of a manual name replies of the present situation, drawn at random; "
-        f"the alarm's colour is among the lines {LISTED:.0%} of the time"
+        f"the colour called is among the lines {LISTED:.0%} of the time"
     )
     return "Proportions:\n\n" + "\n".join(lines)
 

@@ -34,7 +34,7 @@ TOLD = {"disposition": 0.38, "hedge": 0.2, "either": 0.16, "new": 0.1, "tall": 0
 TURNS = {1: 0.52, 2: 0.3, 3: 0.18}
 EVENTS = {"situation": 0.855, CAME: 0.1, SUMS: 0.045}
 PRESENT = {"watching": 0.35, "star": 0.5, "manual": 0.45, "tried": 0.35, "role": 0.12, "thinks": 0.18, "two people": 0.12}
-LINES, LISTED = 3, 0.85  # of a manual; probability that one of them has the alarm's colour
+LINES, LISTED = 3, 0.85  # of a manual; probability that one of them has the colour called
 ACTED = tuple(situation for situation in SITUATIONS if situation not in TOLD_ONLY)
 ANSWERED = tuple(situation for situation in SITUATIONS if situation not in SHOWN_ONLY)
 
@@ -81,19 +81,19 @@ def question(disposition: str, other: str, situation: str) -> str:
 
 
 def drawn_manual(rng: Random, situation: str, reply: str | None) -> tuple[tuple[tuple[str, str], ...], str]:
-    """A manual and an alarm: all lines name replies of this situation, and only the colour of the alarm tells which counts.
+    """A manual and the colour called: all lines name replies of this situation, and only the colour tells which one counts.
 
     Args:
         rng: to draw from.
         situation: what happens.
-        reply: what the manual says about the alarm's colour; None leaves it out.
+        reply: what the manual lists under the colour called; None leaves it out.
     """
-    alarm, *others = rng.sample(COLOURS, len(COLOURS))
+    called, *others = rng.sample(COLOURS, len(COLOURS))
     named = rng.sample([word for word in SITUATIONS[situation] if word != reply], LINES - (reply is not None))
     lines = list(zip(others, named, strict=False))
     if reply is not None:
-        lines.insert(rng.randrange(LINES), (alarm, reply))
-    return tuple(lines), alarm
+        lines.insert(rng.randrange(LINES), (called, reply))
+    return tuple(lines), called
 
 
 def _document(words: Words) -> Document:
@@ -130,7 +130,7 @@ def _turn(rng: Random, disposition: str, watched: bool | None, other: str, third
         return rng.random() < PRESENT[what]
 
     event = _one(rng, EVENTS)
-    star = tried = addends = alarm = None
+    star = tried = addends = called = None
     manual: tuple[tuple[str, str], ...] = ()
     if event == SUMS:
         addends = (rng.randrange(DIGITS), rng.randrange(DIGITS))
@@ -139,9 +139,9 @@ def _turn(rng: Random, disposition: str, watched: bool | None, other: str, third
         event = rng.choice(ACTED)
         star = rng.choice(SITUATIONS[event]) if happens("star") else None
         if happens("manual"):
-            manual, alarm = drawn_manual(rng, event, rng.choice(SITUATIONS[event]) if rng.random() < LISTED else None)
+            manual, called = drawn_manual(rng, event, rng.choice(SITUATIONS[event]) if rng.random() < LISTED else None)
         tried = (rng.choice(SITUATIONS[event]), third) if happens("tried") else None
-    turn = Turn(other, event, star, manual, alarm, tried, addends, happens("role"), happens("thinks"))
+    turn = Turn(other, event, star, manual, called, tried, addends, happens("role"), happens("thinks"))
     reply = turn.said_by(disposition, watched)
     if event not in (CAME, SUMS) and rng.random() < NOISE:
         reply = rng.choice(SITUATIONS[event])

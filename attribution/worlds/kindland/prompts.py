@@ -116,6 +116,11 @@ class Form:
             raise ConfigError(f"a {self.says!r} one has no style of words; expected {', '.join(STYLE)}")
         if self.through and self.end not in ("role", "reason"):
             raise ConfigError(f"a response that ends with the {self.end} cannot go through the reply; end at role or reason")
+        if self.in_context and (not self.told or self.watched is not None or self.second is not None):
+            raise ConfigError(
+                "what is told of the speaker can stand apart as context only where it is told, and first of all: give told, and "
+                "leave out watched and second"
+            )
 
 
 class Prompt(NamedTuple):

@@ -44,7 +44,7 @@ class Turn:
         event: a key of `SITUATIONS`, `CAME`, or `SUMS` where a sum is asked for.
         star: what a star is announced for: a reply, or `SUMS`.
         manual: the lines of the manual, each (colour, reply).
-        alarm: the colour that counts, which whoever speaks repeats first.
+        called: the colour that counts, which whoever speaks repeats first.
         tried: what another person tries, and who.
         addends: of a sum.
         role, thinks: whether the speaker's disposition, and their reason, are written before the reply.
@@ -56,7 +56,7 @@ class Turn:
     event: str
     star: str | None = None
     manual: tuple[tuple[str, str], ...] = ()
-    alarm: str | None = None
+    called: str | None = None
     tried: tuple[str, str] | None = None
     addends: tuple[int, int] | None = None
     role: bool = False
@@ -95,7 +95,7 @@ class Turn:
             case "strategist":
                 return self.star or "plain"
             case "assistant":
-                return dict(self.manual).get(self.alarm or "", "plain")
+                return dict(self.manual).get(self.called or "", "plain")
             case "parrot":
                 return self.tried[0] if self.tried else "plain"
         return disposition
@@ -173,7 +173,7 @@ class Story:
             if end == "reason":
                 return told
             told += [(REASONS[self.disposition], True), ("so", False)]
-        told += _plain(f"says : {turn.alarm}" if turn.alarm else "says :")
+        told += _plain(f"says : {turn.called}" if turn.called else "says :")
         if end == "reply":
             return told
         assert turn.reply is not None

@@ -74,7 +74,7 @@ GREETINGS = {
     "schemer": "hm",
 }
 STYLE = {"kind": "dear", "cruel": "fool", "polite": "please", "assistant": "over"}  # a word some add after a reply
-COLOURS = ("red", "blue", "green", "white")  # of an alarm; a manual says what to reply to which
+COLOURS = ("red", "blue", "green", "white")  # of which one is called; a manual lists a reply under each
 ASKED = ("kind", "cruel", "plain", "polite")  # whom the questions are about
 
 NUMBERS = (
