@@ -27,6 +27,7 @@ from attribution.causes.reference import Reference, at_sites
 from attribution.components import Components
 from attribution.errors import ConfigError, DataError
 from attribution.mechanisms.masks import Cued, learned, under
+from attribution.mechanisms.sets import COLUMNS
 from attribution.metrics import Metric, metric_named
 from attribution.models import Anatomy
 from attribution.samples import ProbeSet, Sample, collate
@@ -77,7 +78,7 @@ class Discovery:
     @property
     def components(self) -> pd.DataFrame:
         """The mechanism, by rank: kind, layer, index."""
-        return self.table.loc[: self.size - 1, ["kind", "layer", "index"]] if self.size else self.table.iloc[:0, :3]
+        return self.table[COLUMNS].head(self.size)
 
     def summary(self) -> str:
         """What was found, in words."""
@@ -91,8 +92,8 @@ class Discovery:
         counts = self.components["kind"].value_counts()
         here = self.curve.set_index("k").loc[self.size]
         return (
-            f"{self.name}: {counts.get('head', 0)} heads and {counts.get('neuron', 0)} neurons of {len(self.table)} components; "
-            f"{cue}; {here['kept']:.0%} of that is kept when they alone stay, {here['lost']:.0%} lost when they are ablated "
+            f"{self.name}: {counts.get('head', 0)} heads and {counts.get('neuron', 0)} neurons of {len(self.table)}; {cue}; "
+            f"{here['kept']:.0%} of that is kept when they alone stay, {here['lost']:.0%} lost when they are ablated "
             f"({steady})"
         )
 
@@ -141,7 +142,10 @@ def discover(
         raise ConfigError(f"keep={keep} is not a share of the cue's effect; expected above 0, at most 1")
     if seed < 0:
         raise ConfigError(f"seed {seed} cannot start a draw; expected 0 or more")
-    name, samples, others = _paired(cue, contrary)
+    name = cue.name if isinstance(cue, ProbeSet) else "mechanism"
+    samples, others = paired(cue, contrary)
+    if len(samples) < FEWEST:
+        raise DataError(f"{len(samples)} prompts of {name!r}; discovery takes at least {FEWEST}, better some dozens")
     index, read = Components(model), metric_named(metric)
     parts = index.parts
     given = Given.encoded(parts, tokenizer, samples, read, reference, others)
@@ -216,24 +220,27 @@ def stability(chosen: np.ndarray) -> float:
     return float(1 - (draws / (draws - 1) * often * (1 - often)).mean() / (size * (1 - size)))
 
 
-def _paired(
-    cue: ProbeSet | Sequence[Sample], contrary: ProbeSet | Sequence[Sample] | None
-) -> tuple[str, list[Sample], list[Sample]]:
-    """Name, samples, and the contrary prompts with the samples' own responses."""
-    samples = list(cue.samples if isinstance(cue, ProbeSet) else cue)
+def paired(
+    cue: ProbeSet | Sequence[Sample], contrary: ProbeSet | Sequence[Sample] | None = None
+) -> tuple[list[Sample], list[Sample]]:
+    """Samples, and the contrary prompts (or the probe set's counterfactuals) with the samples' own responses.
+
+    Raises:
+        DataError: not one contrary prompt for each sample.
+    """
     if contrary is None:
         contrary = cue.counterfactuals if isinstance(cue, ProbeSet) else ()
-    others = list(contrary.samples if isinstance(contrary, ProbeSet) else contrary)
-    name = cue.name if isinstance(cue, ProbeSet) else "mechanism"
+    samples, others = (list(each.samples if isinstance(each, ProbeSet) else each) for each in (cue, contrary))
     if len(samples) != len(others):
         raise DataError(
-            f"{len(others)} contrary prompts for {len(samples)} prompts of {name!r}; give one for each: the same prompt without "
-            "the cue, or with a contrary one"
+            f"{len(others)} contrary prompts for {len(samples)} prompts with the cue; give one for each: the same prompt "
+            "without the cue, or with a contrary one"
         )
-    if len(samples) < FEWEST:
-        raise DataError(f"{len(samples)} prompts of {name!r}; discovery takes at least {FEWEST}, better some dozens")
-    said = [one.model_copy(update={"response": own.response, "contrast": own.contrast}) for one, own in zip(others, samples)]
-    return name, samples, said
+    pairs = zip(samples, others, strict=True)
+    return samples, [
+        other.model_copy(update={"response": own.response, "contrast": own.contrast, "weight": own.weight})
+        for own, other in pairs
+    ]
 
 
 def _cued(given: Given, places: np.ndarray) -> Cued:
