@@ -1,8 +1,10 @@
 """Whether two discovered mechanisms are two: made disjoint, and each ablated while both behaviours are read.
 
 What both hold is a third set, `shared`. Behaviours are read on estimation prompts that no discovery looked at, best with both
-cues in them. The thresholds were chosen on organisms that are not shipped and not reused (`planted` seeds 97 and 99,
-`planted/unrouted` seeds 96 and 98): [[figures]].
+cues in them. The thresholds were chosen on four organisms that are not shipped, with conflict prompts: on `planted` (seeds 97
+and 99) a disjoint set took 92 to 97 % of its own behaviour and changed the other's by at most 11 %, and at most 20 % of a
+mechanism's gates lay in what both hold; on `planted/unrouted` (seeds 96 and 98) A took 0 and 17 % of its own, and 59 and 70 %
+of it lay in what both hold.
 
 Knows sets and metrics; knows nothing about how they were found.
 """
@@ -28,7 +30,7 @@ from attribution.models import anatomy
 from attribution.samples import ProbeSet, Sample, batches
 
 SHARED = "shared"
-OWN, OTHER, COMMON = 0.5, 0.25, 0.25
+OWN, OTHER, COMMON = 0.5, 0.25, 0.4
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def separate(
 
     They are *separable* where, by the metric's fall in units of the behaviour, each set without the shared one, ablated
     jointly, takes at least one half of its own behaviour and changes the other's by at most a quarter, and the shared set holds
-    at most a quarter of the summed gates of either.
+    at most two fifths of the summed gates of either.
 
     Args:
         model, tokenizer: those of the discoveries.

@@ -43,10 +43,14 @@ def read_mechanisms(path: str | Path) -> Mechanisms:
 
 
 def write_mechanisms(path: str | Path, mechanisms: Mapping[str, pd.DataFrame]) -> Path:
-    """Write mechanisms as `read_mechanisms` reads them."""
+    """Write mechanisms as `read_mechanisms` reads them. Raises DataError where they cannot be written."""
     file = Path(path)
     lines = [f"  {json.dumps(name)}: {json.dumps(_ranges(table))}" for name, table in mechanisms.items()]
-    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write mechanisms to {file}: {error.strerror}; choose a place you can write to") from None
     return file
 
 
