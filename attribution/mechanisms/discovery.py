@@ -119,9 +119,11 @@ def discover(
     Args:
         model: a causal language model, as `attribution.load` returns it.
         tokenizer: of the model.
-        cue: prompts in which the cue stands, with the response it asks for; with "zero" or "mean", no other cue to it.
+        cue: prompts in which the cue stands, with the response it asks for; with "zero" or "mean", no other cue to it. Weights
+            are not read.
         contrary: the same prompts without the cue or with a contrary one, one for each, in the same order; only their prompts
-            are read. By default the counterfactuals of `cue`.
+            are read. By default the counterfactuals of `cue`. Without them there is nothing to say what must go with the
+            mechanism, and sets that mix several do as well (see `masks`).
         reference: of what is ablated: "zero"; "mean" over the contrary prompts; or "resample", the activation on the contrary
             prompt at the same position, for which prompts must be equally long. With "zero" the cue must be absent from the
             contrary prompts: nothing could bring a contrary one about.
@@ -136,39 +138,31 @@ def discover(
         DataError: samples that cannot be encoded, scored or aligned, too few, or a cue that does not raise the metric.
         ModelError: an architecture without a row, or weights that are not in memory.
     """
-    if resamples < 1:
-        raise ConfigError(f"{resamples} resamples asked for; expected at least 1")
-    if not 0 < keep <= 1:
-        raise ConfigError(f"keep={keep} is not a share of the cue's effect; expected above 0, at most 1")
-    if seed < 0:
-        raise ConfigError(f"seed {seed} cannot start a draw; expected 0 or more")
+    _check(resamples, keep, seed)
     name = cue.name if isinstance(cue, ProbeSet) else "mechanism"
     samples, others = paired(cue, contrary)
     if len(samples) < FEWEST:
         raise DataError(f"{len(samples)} prompts of {name!r}; discovery takes at least {FEWEST}, better some dozens")
     index, read = Components(model), metric_named(metric)
-    parts = index.parts
-    given = Given.encoded(parts, tokenizer, samples, read, reference, others)
+    given = Given.encoded(index.parts, tokenizer, samples, read, reference, others)
     generator = np.random.default_rng(seed)
-    order = generator.permutation(len(samples))
-    fitted, held = order[: len(order) // 2], order[len(order) // 2 :]
-    size = min(max(len(fitted) // 2, 2), BATCH_SIZE)
-    with torch.inference_mode(False), evaluating(parts.model):  # gradients are taken, whatever the caller's mode
+    fitted, held = np.array_split(generator.permutation(len(samples)), 2)
+    size = min(len(fitted) // 2, BATCH_SIZE)
+    with torch.inference_mode(False), evaluating(index.parts.model):  # gradients are taken, whatever the caller's mode
         rest = [_cued(given, held[start : start + BATCH_SIZE]) for start in range(0, len(held), BATCH_SIZE)]
-        intact = _mean(read, rest, lambda each: each.intact)
-        absent = _mean(read, rest, lambda each: each.absent)
+        intact, absent = _mean(read, rest, lambda each: each.intact), _mean(read, rest, lambda each: each.absent)
         if not intact > absent:
             raise DataError(
                 f"the cue of {name!r} does not raise {metric}: {intact:.3g} with it, {absent:.3g} without; give prompts whose "
                 "response it asks for"
             )
-        draws = [
-            learned(parts, _cued(given, generator.choice(fitted, size, replace=False)))
+        draws = torch.stack([
+            learned(index.parts, _cued(given, generator.choice(fitted, size, replace=False)))
             for _ in tqdm(range(resamples), disable=not progress, unit="draw", desc=f"discovery of {name}", leave=False)
-        ]
+        ]).numpy()  # fmt: skip
         table, ranking = _ranked(index, draws)
-        curve = curve_of(parts, rest, read, ranking, intact, absent)
-    chosen = torch.stack(draws).numpy() > CHOSEN
+        curve = curve_of(index.parts, rest, read, ranking, intact, absent)
+    chosen = draws > CHOSEN
     reached = curve.loc[(curve["kept"] >= keep) & (curve["lost"] >= keep), "k"]
     return Discovery(
         name=name,
@@ -257,13 +251,21 @@ def _mean(metric: Metric, held: Sequence[Cued], logits: Callable[[Cued], Tensor]
     return torch.cat([metric(logits(each), each.batch) for each in held]).double().mean().item()
 
 
-def _ranked(index: Components, draws: Sequence[Tensor]) -> tuple[pd.DataFrame, np.ndarray]:
-    """`Discovery.table`, and the units in its order."""
-    gates = torch.stack(list(draws)).numpy()
+def _ranked(index: Components, gates: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    """`Discovery.table` from gates Float [draw, unit], and the units in its order."""
     table = index.table[index.table["kind"] != "row"].assign(gate=gates.mean(0), frequency=(gates > CHOSEN).mean(0))
     ranking = np.lexsort((-table["frequency"], -table["gate"]))
     table = table.iloc[ranking].reset_index(drop=True)
     return table.assign(rank=np.arange(1, len(table) + 1)), ranking
+
+
+def _check(resamples: int, keep: float, seed: int) -> None:
+    if resamples < 1:
+        raise ConfigError(f"{resamples} resamples asked for; expected at least 1")
+    if not 0 < keep <= 1:
+        raise ConfigError(f"keep={keep} is not a share of the cue's effect; expected above 0, at most 1")
+    if seed < 0:
+        raise ConfigError(f"seed {seed} cannot start a draw; expected 0 or more")
 
 
 def _sizes(count: int) -> list[int]:

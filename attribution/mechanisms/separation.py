@@ -145,7 +145,7 @@ def _check(name: str, found: Discovery, probes: Mapping[str, ProbeSet], metric: 
     if not found.size:
         raise DataError(f"discovery {name!r} found no set, so there is nothing to separate; its summary says how far it came")
     for probe in probes.values():
-        if seen := [sample for sample in probe.samples if sample.whole_prompt in found.prompts]:
+        if seen := [each for each in (*probe.samples, *probe.counterfactuals) if each.whole_prompt in found.prompts]:
             raise DataError(
                 f"{len(seen)} prompts of the probes {probe.name!r} were looked at when {name!r} was discovered, the first "
                 f"{seen[0].whole_prompt[:60]!r}; estimate on other prompts"
@@ -158,7 +158,7 @@ def _check(name: str, found: Discovery, probes: Mapping[str, ProbeSet], metric: 
 
 
 def _behaviour(model: nn.Module, tokenizer: PreTrainedTokenizerBase, probe: ProbeSet, metric: str) -> float:
-    """Mean metric less that without the cue."""
+    """Mean metric, each sample times its weight, less that without the cue."""
     parts, read = anatomy(model), metric_named(metric)
     device = next(parts.model.parameters()).device
 
@@ -167,7 +167,7 @@ def _behaviour(model: nn.Module, tokenizer: PreTrainedTokenizerBase, probe: Prob
         given = batches(encoded_for(parts, tokenizer, samples), BATCH_SIZE, device)
         check_scorable(read, given, parts.vocabulary)
         with evaluating(parts.model):
-            return torch.cat([read(scored_logits(parts, each), each) for each in given]).double().mean().item()
+            return torch.cat([read(scored_logits(parts, each), each) * each.weights for each in given]).double().mean().item()
 
     found = mean(probe.samples)
     if probe.counterfactuals:
