@@ -4,7 +4,7 @@ A mechanism is sought as a set that passes two tests at once. *Kept alone*, all 
 response what the cue does; *taken out*, the model answers as it does without the cue. The first alone, the objective of
 subnetwork probing (Cao et al. 2021) and edge pruning (Bhaskar et al. 2024), names no one set where two circuits lead to a
 response: on an organism that is not shipped (`planted`, seed 99) 49 to 76 % of the neurons it keeps are in the planted set,
-since small sets that mix both circuits do as well as either. With both tests 95 % are.
+since small sets that mix both circuits do as well as either. With both tests over 90 % are.
 
 Knows activations and logits; knows nothing about prompts, or what a cue is.
 """
@@ -60,9 +60,12 @@ def learned(parts: Anatomy, cued: Cued, *, sparsity: float = SPARSITY, steps: in
 
     Adam, projected onto [0, 1], from one half, on
 
-        KL(intact || kept alone) / KL(intact || absent) + KL(absent || taken out) / KL(absent || intact) + sparsity x (open)
+        KL(intact || kept alone) / KL(intact || absent) + KL(absent || taken out) / KL(absent || intact)
+        + sparsity x mean(gate + 4 t gate (1 - gate)) of heads + the same of neurons
 
-    where open is the mean gate of heads plus the mean gate of neurons. Projected gates instead of hard-concrete ones (Louizos
+    where t runs from 0 to 1: half-open gates cost ever more, since a set knows no halves. Without that, components at a fifth
+    of their activation held up sets that failed once they were cut (area .45 and .66 of two organisms that are not shipped,
+    .85 of both with it). Projected gates instead of hard-concrete ones (Louizos
     et al. 2018): with these, after 100 steps, 68 to 85 % of what is open is in the planted set (seed 99).
 
     Args:
@@ -78,10 +81,11 @@ def learned(parts: Anatomy, cued: Cued, *, sparsity: float = SPARSITY, steps: in
     adam = torch.optim.Adam([gates], lr=RATE)
     brought, missed = (kl(*pair, cued.batch).mean() for pair in ((cued.intact, cued.absent), (cued.absent, cued.intact)))
     with torch.enable_grad():
-        for _ in range(steps):
+        for step in range(steps):
             kept, taken = (under(parts, cued, each) for each in (gates, 1 - gates))
             loss = kl(cued.intact, kept, cued.batch).mean() / brought + kl(cued.absent, taken, cued.batch).mean() / missed
-            (gates.grad,) = torch.autograd.grad(loss + sparsity * (price * gates).sum(), gates)
+            opened = (price * (gates + 4 * step / steps * gates * (1 - gates))).sum()
+            (gates.grad,) = torch.autograd.grad(loss + sparsity * opened, gates)
             adam.step()
             with torch.no_grad():
                 gates.clamp_(0, 1)

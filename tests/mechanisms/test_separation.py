@@ -101,6 +101,6 @@ def test_wrong_questions_are_refused(organism, true, conflicts):
 @pytest.mark.slow
 def test_what_is_discovered_on_an_organism_is_separable_and_on_the_control_is_not(organism, planted, cued, conflicts):
     for model, expected in ((organism, True), (planted, False)):
-        found = {route: discover(*model, cued(route, 96), resamples=2) for route in ("A", "B")}
+        found = {route: discover(*model, cued(route, 128), resamples=2) for route in ("A", "B")}
         verdict = separate(*model, found, conflicts)
         assert verdict.separable is expected, verdict.summary()
