@@ -19,6 +19,7 @@ _HOMES = {
     "Steering": "causes.steering",
     "ablate": "causes",
     "attribute": "causes",
+    "discover": "mechanisms",
     "examine": "doctor",
     "forecast": "updates.forecast",
     "graft": "updates.graft",
@@ -31,6 +32,7 @@ _HOMES = {
     "run": "runs",
     "samples_from_text": "samples",
     "self_repair": "causes",
+    "separate": "mechanisms",
     "steering": "causes.steering",
     "token_causes": "causes.tokens",
     "update_shares": "updates",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from attribution.components import Component, Components
     from attribution.doctor import examine
     from attribution.errors import AttributionError
+    from attribution.mechanisms import discover, separate
     from attribution.models import load
     from attribution.reports import report
     from attribution.runs import RunConfig, run
@@ -70,6 +73,7 @@ __all__ = [
     "Steering",
     "ablate",
     "attribute",
+    "discover",
     "examine",
     "forecast",
     "graft",
@@ -82,6 +86,7 @@ __all__ = [
     "run",
     "samples_from_text",
     "self_repair",
+    "separate",
     "steering",
     "token_causes",
     "update_shares",

@@ -129,6 +129,57 @@ def _forecast(given: list[str]) -> None:
         print(write(found, config, asked["out"], compared))
 
 
+def _discover(given: list[str]) -> None:
+    """find a mechanism: attribution discover MODEL --cue A.jsonl --contrary B.jsonl --name N --out mechanisms.json"""
+
+    def discover(
+        model: Positional[str],
+        /,
+        cue: str,
+        contrary: str,
+        out: str,
+        name: str = "mechanism",
+        reference: str = "zero",
+        metric: str = "logit_difference",
+        resamples: int = 5,
+        keep: float = 0.9,
+        seed: int = 0,
+    ) -> None:
+        """Find the heads and neurons that bring about what a cue asks for, and write them as a named set.
+
+        Args:
+            model: an embedded model, a folder or a hub id.
+            cue: JSONL file of prompts in which the cue stands, with the response it asks for.
+            contrary: JSONL file of the same prompts without the cue or with a contrary one, line by line.
+            out: JSON file of mechanisms to write, as --sets reads it; mechanisms of other names in it stay.
+            name: of the mechanism.
+            reference: what ablated activations become: zero; mean, over contrary prompts; resample, on the contrary prompt.
+            metric: of what is kept and lost.
+            resamples: draws of prompts on which it is sought.
+            keep: share of the cue's effect that the set must keep alone, and that must go with it.
+            seed: of the draws.
+        """
+        from attribution.errors import DataError
+        from attribution.mechanisms import discover, read_mechanisms, write_mechanisms
+        from attribution.models import load
+        from attribution.runs.quiet import quiet
+        from attribution.samples import ProbeSet
+
+        quiet()
+        known = read_mechanisms(out) if Path(out).is_file() else {}
+        probe = ProbeSet.read(cue, name=name, counterfactuals=contrary)
+        found = discover(
+            *load(model), probe, reference=reference, metric=metric, resamples=resamples, keep=keep, seed=seed,
+            progress=_interactive(),
+        )  # fmt: skip
+        if not found.size:
+            raise DataError(found.summary())
+        print(found.summary())
+        print(write_mechanisms(out, {**known, name: found.components}))
+
+    tyro.cli(discover, args=given, prog="attribution discover")
+
+
 def _doctor(given: list[str]) -> None:
     """before GPU hours: what a model has, what a study of it would cost, and what it will not measure"""
 
@@ -253,6 +304,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "study": _study,
     "run": _run,
     "forecast": _forecast,
+    "discover": _discover,
     "doctor": _doctor,
     "report": _report,
     "ls": _ls,

@@ -19,7 +19,7 @@ from attribution.errors import DataError
 
 Mechanisms = dict[str, pd.DataFrame]
 FILE = "mechanisms.json"  # beside the weights of a model whose mechanisms are known
-_COLUMNS = ["kind", "layer", "index"]
+COLUMNS = ["kind", "layer", "index"]
 
 
 def read_mechanisms(path: str | Path) -> Mechanisms:
@@ -43,10 +43,14 @@ def read_mechanisms(path: str | Path) -> Mechanisms:
 
 
 def write_mechanisms(path: str | Path, mechanisms: Mapping[str, pd.DataFrame]) -> Path:
-    """Write mechanisms as `read_mechanisms` reads them."""
+    """Write mechanisms as `read_mechanisms` reads them. Raises DataError where they cannot be written."""
     file = Path(path)
     lines = [f"  {json.dumps(name)}: {json.dumps(_ranges(table))}" for name, table in mechanisms.items()]
-    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write mechanisms to {file}: {error.strerror}; choose a place you can write to") from None
     return file
 
 
@@ -57,7 +61,7 @@ def halves(layers: int, heads: int, neurons: int) -> Mechanisms:
         for layer in range(layers):
             for index in range(count):
                 found["A" if index < count // 2 else "B"].append((kind, layer, index))
-    return {name: pd.DataFrame(rows, columns=_COLUMNS) for name, rows in found.items()}
+    return {name: pd.DataFrame(rows, columns=COLUMNS) for name, rows in found.items()}
 
 
 def wrong_partition(mechanisms: Mapping[str, pd.DataFrame], seed: int) -> Mechanisms:
@@ -74,24 +78,24 @@ def wrong_partition(mechanisms: Mapping[str, pd.DataFrame], seed: int) -> Mechan
         for name, following in zip(names, [*names[1:], names[0]], strict=True):
             own = group.index[group["set"] == name].to_numpy()
             members.loc[generator.choice(own, passed, replace=False), "set"] = following
-    return {name: members.loc[members["set"] == name, _COLUMNS].reset_index(drop=True) for name in mechanisms}
+    return {name: members.loc[members["set"] == name, COLUMNS].reset_index(drop=True) for name in mechanisms}
 
 
 def complement(components: Components, table: pd.DataFrame) -> pd.DataFrame:
     """All heads and neurons of a model that are not in a mechanism."""
     every = components.table[components.table["kind"] != "row"]
-    rest = every.merge(table[_COLUMNS], on=_COLUMNS, how="left", indicator=True)
-    return rest.loc[rest["_merge"] == "left_only", _COLUMNS].reset_index(drop=True)
+    rest = every.merge(table[COLUMNS], on=COLUMNS, how="left", indicator=True)
+    return rest.loc[rest["_merge"] == "left_only", COLUMNS].reset_index(drop=True)
 
 
 def _table(ranges: list[dict[str, Any]]) -> pd.DataFrame:
     rows = [(r["kind"], int(r["layer"]), i) for r in ranges for i in range(int(r["from"]), int(r["to"]))]
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _ranges(table: pd.DataFrame) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for kind, layer, index in table.sort_values(_COLUMNS)[_COLUMNS].itertuples(index=False, name=None):
+    for kind, layer, index in table.sort_values(COLUMNS)[COLUMNS].itertuples(index=False, name=None):
         last = found[-1] if found else None
         if last and (last["kind"], last["layer"], last["to"]) == (kind, layer, index):
             last["to"] = int(index) + 1
