@@ -9,7 +9,7 @@ import pytest
 import attribution as at
 from attribution.capture import scored_logits
 from attribution.errors import ConfigError, DataError
-from attribution.mechanisms import Discovery, discover, halves, separate
+from attribution.mechanisms import Discovery, halves, separate
 from attribution.mechanisms.discovery import paired
 from attribution.mechanisms.separation import disjoint
 from attribution.models import anatomy
@@ -96,11 +96,3 @@ def test_wrong_questions_are_refused(organism, true, conflicts):
     turned = [s.model_copy(update={"response": s.contrast[0], "contrast": (s.response,)}) for s in conflicts["A"].samples]
     with pytest.raises(DataError, match="the behaviour of the probes 'turned' is not there"):
         separate(*organism, true, {**conflicts, "A": ProbeSet(name="turned", samples=tuple(turned))})
-
-
-@pytest.mark.slow
-def test_what_is_discovered_on_an_organism_is_separable_and_on_the_control_is_not(organism, planted, cued, conflicts):
-    for model, expected in ((organism, True), (planted, False)):
-        found = {route: discover(*model, cued(route, 128), resamples=2) for route in ("A", "B")}
-        verdict = separate(*model, found, conflicts)
-        assert verdict.separable is expected, verdict.summary()
