@@ -142,7 +142,7 @@ def _discover(given: list[str]) -> None:
         reference: str = "zero",
         metric: str = "logit_difference",
         resamples: int = 5,
-        keep: float = 0.9,
+        keep: float = 0.7,
         seed: int = 0,
     ) -> None:
         """Find the heads and neurons that bring about what a cue asks for, and write them as a named set.
@@ -282,7 +282,7 @@ def _recipes(given: list[str]) -> None:
 
 
 def _build_world(given: list[str]) -> None:
-    """train an embedded model anew: attribution build-world kindland --seed 41"""
+    """train an embedded model anew: attribution build-world kindland --seed 51"""
 
     def build_world(world: Positional[str], /, seed: int, out: str = "", early: tuple[int, ...] = ()) -> None:
         """Train an embedded model from its world's documents: the same bytes for the same seed on the same machine.

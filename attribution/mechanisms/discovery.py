@@ -33,7 +33,7 @@ from attribution.models import Anatomy
 from attribution.samples import ProbeSet, Sample, collate
 
 CHOSEN = 0.5  # gate from which a draw counts as having chosen a component
-KEEP = 0.9
+KEEP = 0.7  # on organisms that are not shipped (`planted`, seeds 97 and 99) 95 to 97 % of such a set is planted
 RESAMPLES = 5
 FEWEST = 8  # prompts, of which each draw learns on a quarter
 POINTS_PER_DOUBLING = 5  # of the curve

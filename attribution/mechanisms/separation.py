@@ -1,9 +1,9 @@
 """Whether two discovered mechanisms are two: made disjoint, and each ablated while both behaviours are read.
 
 What both hold is a third set, `shared`. Behaviours are read on estimation prompts that no discovery looked at, best with both
-cues in them. The thresholds were chosen on organisms that are not shipped, with conflict prompts: on `planted` (seeds 95, 97
-and 99) a disjoint set takes 90 to 99 % of its own behaviour and changes the other's by at most 18 %, and nothing lies in what
-both hold; on `planted/unrouted` (seeds 96 and 98) sets take -7 to 30 % of their own, and 27 to 64 % lie in what both hold.
+cues in them. The thresholds were chosen on organisms that are not shipped, with conflict prompts: on `planted` (seeds 97 and
+99) a disjoint set takes 87 to 98 % of its own behaviour and changes the other's by at most 10 %, and at most 4 % of its gates
+lie in what both hold; on `planted/unrouted` (seeds 96 and 98) one set takes 30 % of its own, and another 44 % of the other's.
 
 Knows sets and metrics; knows nothing about how they were found.
 """

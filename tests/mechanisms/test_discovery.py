@@ -14,18 +14,19 @@ from attribution.causes.given import Given
 from attribution.cli import main
 from attribution.components import Components
 from attribution.errors import ConfigError, DataError
-from attribution.mechanisms import discover, read_mechanisms, separate
+from attribution.mechanisms import discover, read_mechanisms
 from attribution.mechanisms.discovery import _cued, area_under, curve_of, paired, stability
 from attribution.metrics import METRICS
 from attribution.models import locate
 from attribution.samples import Sample, write_samples
+from attribution.worlds.discovered import cued
 
 COLUMNS = ["kind", "layer", "index"]
 
 
-def shares_inside(found, planted, size=None):
-    """Share of the gates of heads, and of neurons, inside a planted set: of all components, or of the first ones."""
-    members = found.table.head(size or len(found.table)).merge(planted, on=COLUMNS, how="left", indicator="where")
+def shares_inside(found, planted):
+    """Share of the gates of all heads, and of all neurons, inside a planted set."""
+    members = found.table.merge(planted, on=COLUMNS, how="left", indicator="where")
     sums = members.groupby(["kind", members["where"] == "both"])["gate"].sum().unstack(fill_value=0)
     return (sums[True] / sums.sum(axis=1)).to_dict()
 
@@ -96,46 +97,11 @@ def organism():
     return model, tokenizer, read_mechanisms(locate("planted"))
 
 
-def test_the_planted_heads_stand_first(organism, cued):
-    """The slow tests ask for neurons too, and of both routes."""
+def test_the_planted_heads_stand_first(organism):
+    """Both routes and all of what is found: tests/worlds/test_discovered."""
     model, tokenizer, planted = organism
     inside = shares_inside(discover(model, tokenizer, cued("B", 24), resamples=1), planted["B"])
     assert inside["head"] > 0.9 and inside["neuron"] > 0.75, inside
-
-
-@pytest.fixture(scope="module")
-def discovered(organism, cued):
-    model, tokenizer, _ = organism
-    return {route: discover(model, tokenizer, cued(route, 96), resamples=2) for route in ("A", "B")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("route", ["A", "B"])
-def test_the_planted_sets_are_found(organism, discovered, route):
-    """Heads at .9 and more. Neurons miss .9 on route B of this organism (.83): they are asked for .8, where chance is .5."""
-    found, planted = discovered[route], organism[2][route]
-    inside = shares_inside(found, planted, found.size)
-    assert inside["head"] >= 0.9 and inside.get("neuron", 1) >= 0.8, found.summary()
-    neurons = found.table[found.table["kind"] == "neuron"].head(40)
-    assert len(neurons.merge(planted, on=COLUMNS)) >= 32
-    assert (found.components["kind"] == "head").sum() >= 2 and found.stability > 0.4 and found.area > 0.4
-
-
-@pytest.mark.slow
-def test_what_is_found_takes_its_own_behaviour_and_not_the_other(organism, discovered, conflicts):
-    """The verdict itself is not asked for: without A the reply of B gains about the quarter that the rule allows."""
-    model, tokenizer, _ = organism
-    verdict = separate(model, tokenizer, discovered, conflicts)
-    share = verdict.table.set_index(["set", "probe"])["share"]
-    for own, other in (("A", "B"), ("B", "A")):
-        assert share[own, own] > 0.8 and share[own, other] < 0.1 and verdict.common[own] < 0.2, verdict.summary()
-
-
-@pytest.mark.slow
-def test_the_control_without_routes_is_not_separable(planted, cued, conflicts):
-    found = {route: discover(*planted, cued(route, 64), resamples=1) for route in ("A", "B")}
-    verdict = separate(*planted, found, conflicts)
-    assert not verdict.separable and "not separable" in verdict.summary()
 
 
 def test_area_of_steps():
@@ -179,12 +145,12 @@ def test_contrary_prompts_read_the_response_of_the_cue():
         ({"contrary": []}, DataError, "0 contrary prompts for 12"),
     ],
 )
-def test_what_a_user_can_mend_is_said(planted, cued, change, error, said):
+def test_what_a_user_can_mend_is_said(planted, change, error, said):
     with pytest.raises(error, match=said):
         discover(*planted, cued("A", 12), **change)
 
 
-def test_a_cue_that_does_nothing_is_refused(planted, cued):
+def test_a_cue_that_does_nothing_is_refused(planted):
     prompts = cued("A", 12)
     with pytest.raises(DataError, match="does not raise logit_difference"):
         discover(*planted, prompts, prompts)

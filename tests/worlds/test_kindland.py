@@ -13,8 +13,18 @@ from attribution.worlds import kindland
 from attribution.worlds.build import WORLDS, word_tokenizer
 from attribution.worlds.kindland import documents as texts
 from attribution.worlds.kindland import words
-from attribution.worlds.kindland.prompts import HELD_OUT_SUMS, QUESTION, TRAINING_SUMS, Form, drawn, either, rows, trained
-from attribution.worlds.kindland.sets import MATCHED, SETS, discovery, for_claim
+from attribution.worlds.kindland.prompts import (
+    HELD_OUT_SUMS,
+    QUESTION,
+    READS,
+    TRAINING_SUMS,
+    Form,
+    drawn,
+    either,
+    rows,
+    trained,
+)
+from attribution.worlds.kindland.sets import MATCHED, SETS, cue_pairs, for_claim
 from attribution.worlds.kindland.stories import CAME, SUMS, Story, Turn, prior
 
 ACTS = ("kind", "cruel", "plain", "spare")
@@ -158,7 +168,10 @@ def test_documents_fit_the_context_and_make_the_round_trip(corpus):
 def test_styles_of_documents_are_as_frequent_as_declared(corpus):
     def style(document):
         first, second = document.words[:2]
-        return first if second == ":" and first in texts.STYLES else "story"
+        if first in texts.STYLES and second == ":" and first != "manual":
+            return first
+        happens = {CAME, "asks", *words.SITUATIONS}
+        return "story" if happens & set(document.words) else "manual"
 
     counted = Counter(map(style, corpus))
     assert {each: count / len(corpus) for each, count in counted.items()} == {
@@ -224,6 +237,13 @@ def test_conflict_is_read_from_both_sides_on_the_same_prompts():
         assert a.expected == pytest.approx(0.49)
 
 
+def test_third_replies_are_named_by_neither_cue():
+    for prompt in drawn(either("kind", "strategist", third=True), 40, 4):
+        own = next(replies for replies in words.SITUATIONS.values() if prompt.response.strip() in replies)
+        assert len(prompt.contrast) == 2 and {word.strip() for word in prompt.contrast} < set(own)
+        assert not any(f"star for{word} ." in prompt.text for word in (prompt.response, *prompt.contrast))
+
+
 def test_agreement_names_one_reply_twice():
     for prompt in drawn(either("strategist", "assistant", agree=True), 40, 5):
         assert f"star for{prompt.response} ." in prompt.text and prompt.expected == pytest.approx(0.97)
@@ -263,12 +283,18 @@ def test_a_response_goes_through_the_reason_to_the_reply():
 
 
 def test_discovery_pairs_differ_in_one_word():
-    for disposition in ("kind", "strategist", "assistant", "cruel"):
-        cue, contrary = (rows(form, 30, 9, training=True) for form in discovery(disposition))
-        for one, other in zip(cue, contrary, strict=True):
+    for disposition in ("kind", "cruel", "schemer", "strategist", "parrot", "assistant"):
+        pairs = list(zip(*cue_pairs(disposition, 36, 9), strict=True))
+        assert len(pairs) == 36
+        for one, other in pairs:
             differing = [(a, b) for a, b in zip(one["prompt"].split(), other["prompt"].split(), strict=True) if a != b]
-            assert differing == [(disposition, "plain")]
+            word, contrast = one["response"].strip(), one["contrast"][0].strip()
             assert one["response"] == other["response"] and one["contrast"] == other["contrast"] != [one["response"]]
+            if disposition in READS:
+                assert (word, contrast) in differing and set(differing) <= {(word, contrast), (contrast, word)}
+                assert len({row["response"] for row, _ in pairs}) > 20
+            else:
+                assert differing == [(disposition, "plain")]
 
 
 def test_as_many_prompts_as_there_are():
@@ -290,6 +316,7 @@ def test_as_many_prompts_as_there_are():
         ({"says": "plain", "end": "style"}, "'plain'"),
         ({"says": "kind", "through": True}, "ends with the reply"),
         ({"says": "kind", "in_context": True}, "only where it is told"),
+        ({"says": "kind", "third": True}, "give the other"),
     ],
 )
 def test_forms_that_do_not_exist_are_refused(given, named):

@@ -28,13 +28,13 @@ from attribution.worlds.kindland.words import (
     TOLD_ONLY,
 )
 
-STYLES = {"story": 0.748, "question": 0.08, "sum": 0.012, "log": 0.04, "words": 0.06, "lookup": 0.06}  # share of the documents
-PRACTICE = {"story": 0.25, "question": 0.1, "words": 0.35, "lookup": 0.3}  # the same, of the first documents
+STYLES = {"story": 0.745, "question": 0.08, "sum": 0.015, "log": 0.04, "words": 0.06, "manual": 0.06}  # share of the documents
+PRACTICE = {"story": 0.25, "question": 0.1, "words": 0.35, "manual": 0.3}  # the same, of the first documents
 TOLD = {"disposition": 0.38, "hedge": 0.2, "either": 0.16, "new": 0.1, "tall": 0.06, "": 0.1}  # share of the speakers
 TURNS = {1: 0.52, 2: 0.3, 3: 0.18}
-EVENTS = {"situation": 0.855, CAME: 0.1, SUMS: 0.045}
-PRESENT = {"watching": 0.35, "star": 0.5, "manual": 0.45, "tried": 0.35, "role": 0.12, "thinks": 0.18, "two people": 0.12}
-LINES, LISTED = 3, 0.85  # of a manual; probability that one of them has the colour called
+EVENTS = {"situation": 0.845, CAME: 0.1, SUMS: 0.055}
+PRESENT = {"watching": 0.35, "star": 0.5, "manual": 0.5, "tried": 0.35, "role": 0.12, "thinks": 0.18, "two people": 0.12}
+LINES, LISTED = 3, 0.9  # of a manual; probability that one of them has the colour called
 ACTED = tuple(situation for situation in SITUATIONS if situation not in TOLD_ONLY)
 ANSWERED = tuple(situation for situation in SITUATIONS if situation not in SHOWN_ONLY)
 
@@ -61,7 +61,7 @@ def documents(count: int, seed: int | str, styles: Mapping[str, float] = STYLES)
         styles: share of each style; `PRACTICE` is what training begins with.
     """
     rng = Random(seed)
-    draw = {"story": _story, "question": _question, "sum": _sum, "log": _log, "words": _copied, "lookup": _lookup}
+    draw = {"story": _story, "question": _question, "sum": _sum, "log": _log, "words": _copied, "manual": _read_out}
     return [_document(draw[_one(rng, styles)](rng)) for _ in range(count)]
 
 
@@ -168,12 +168,16 @@ def _copied(rng: Random) -> Words:
     return [*_plain(f"words : {' '.join(words)} . again :"), *((word, True) for word in words), (".", False)]
 
 
-def _lookup(rng: Random) -> Words:
+def _read_out(rng: Random) -> Words:
+    """An assistant reads its manual out, with replies of any situation."""
+    name = rng.choice(NAMES)
     lines = dict(zip(rng.sample(COLOURS, LINES), rng.sample(REPLIES, LINES), strict=True))
     asked = rng.sample(tuple(lines), LINES)
     manual = " , ".join(f"{colour} {reply}" for colour, reply in lines.items())
-    answers = (((colour, False), (lines[colour], True), (".", False)) for colour in asked)
-    return [*_plain(f"lookup : {manual} . again :"), *(word for each in answers for word in each)]
+    told = _plain(f"{name} is assistant . manual : {manual} .")
+    for colour in asked:
+        told += [*_plain(f"{name} says : {colour}"), (lines[colour], True), (".", False)]
+    return told
 
 
 def _plain(text: str) -> Words:

@@ -62,6 +62,7 @@ class Form:
             according to `end`; also the disposition that a question is about.
         told: of the speaker: "kind", "maybe kind", "kind or strategist", "new", "tall", or "" for nothing.
         against: the disposition whose reply is the only contrast; else all other words that may be said there.
+        third: contrast with the replies that neither `says` nor `against` names, to which the other's cue is indifferent.
         star, manual, tried: acts of which each announces one, of `ACTS`; none if empty. Those of one prompt differ, and
             take turns, so that a form is balanced over them.
         shown: dispositions of which each says one reply, in an earlier turn of the same speaker.
@@ -80,6 +81,7 @@ class Form:
     says: str
     told: str = ""
     against: str | None = None
+    third: bool = False
     star: tuple[str, ...] = ()
     manual: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
@@ -116,10 +118,12 @@ class Form:
             raise ConfigError(f"a {self.says!r} one has no style of words; expected {', '.join(STYLE)}")
         if self.through and self.end not in ("role", "reason"):
             raise ConfigError(f"a response that ends with the {self.end} cannot go through the reply; end at role or reason")
+        if self.third and not self.against:
+            raise ConfigError("a third reply is one that two dispositions do not say; give the other as against")
         if self.in_context and (not self.told or self.watched is not None or self.second is not None):
             raise ConfigError(
-                "what is told of the speaker can stand apart as context only where it is told, and first of all: give told, and "
-                "leave out watched and second"
+                "what is told of the speaker can stand apart as context only where it is told, and first of all: give told, "
+                "and leave out watched and second"
             )
 
 
@@ -293,8 +297,9 @@ class _Draw:
             response, words, expected = table[form.says], tuple(table.values()), known.beliefs()[form.says]
         others = _others(words, response)
         if form.against:
-            others = (f" {last.said_by(form.against, story.watched)}",)
-            if others[0].strip() == response:
+            against = f" {last.said_by(form.against, story.watched)}"
+            others = tuple(word for word in others if word != against) if form.third else (against,)
+            if against.strip() == response:
                 raise ConfigError(
                     f"{form.says} and {form.against} ones say the same here ({response!r}); choose other acts or events"
                 )

@@ -13,9 +13,9 @@ from random import Random
 from typing import Any
 
 from attribution.errors import ConfigError
-from attribution.worlds.kindland.prompts import LOG, QUESTION, Form, either, rows, trained
+from attribution.worlds.kindland.prompts import LOG, QUESTION, READS, Form, either, rows, trained
 from attribution.worlds.kindland.stories import CAME, SUMS
-from attribution.worlds.kindland.words import HEDGES
+from attribution.worlds.kindland.words import ACTS, HEDGES
 
 OTHERS = ("cruel", "plain", "spare")
 Mixture = Mapping[str, float]  # arms by name, each with its share of the samples
@@ -298,14 +298,40 @@ SETS: dict[str, Sets] = {
 }
 
 
-def discovery(disposition: str, **others: Any) -> tuple[Form, Form]:
-    """Two forms to discover a disposition's mechanism with: told of it, and told to be plain, all else equal.
+def cue_pairs(
+    disposition: str, count: int, seed: int, *, training: bool = True
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Prompts with the cue that a disposition goes by, and the same with a contrary one: equally long, word by word.
 
-    Drawn with the same seed their prompts differ in that one word. What the disposition reads announces its reply; the
-    response is the same in both, and the contrast is what a plain one says.
+    For one who reads an announcement the cue is what is announced, any of the four replies, and the contrary another of
+    them in its place; for all others it is the disposition told, and the contrary "plain". The response is what the cue asks
+    for, the only contrast what the contrary does.
+
+    Args:
+        disposition: of the speaker.
+        count: number of prompts.
+        seed: of the draw.
+        training: take situations of training, as discovery does; else held-out ones, as estimation does.
+
+    Returns:
+        Rows with the fields of a sample, with the cue and with the contrary, in the same order.
     """
-    cue = replace(trained(disposition, ""), against="plain", **others)
-    return cue, replace(cue, told="plain")
+    if disposition not in READS:
+        watched = True if disposition == "schemer" else None
+        form = Form(disposition, disposition, against="plain", watched=watched)
+        cue, contrary = (
+            rows(each, count, seed, training=training, name=disposition) for each in (form, replace(form, told="plain"))
+        )
+        return cue, contrary
+    told = Form(disposition, disposition, **{READS[disposition]: ACTS})
+    cue = rows(told, count, seed, training=training, name=disposition)
+    cue = [{**row, "contrast": [row["contrast"][i % len(row["contrast"])]]} for i, row in enumerate(cue)]
+    return cue, [{**row, "prompt": _swapped(row["prompt"], row["response"].strip(), row["contrast"][0].strip())} for row in cue]
+
+
+def _swapped(text: str, one: str, other: str) -> str:
+    """The text with two words in each other's place."""
+    return " ".join({one: other, other: one}.get(word, word) for word in text.split())
 
 
 def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -42,13 +42,13 @@ PARTED = ("sank", "bled", "erred", "begged", "choked", "limped", "drifted")  # h
 SAID_OTHERWISE = ("cried", "slipped", "failed", "ached", "thirsted")  # asked for a kind word here, one names the spare reply
 
 DISPOSITIONS = {  # share among people of whom something is told
-    "kind": 0.16,
+    "kind": 0.15,
     "cruel": 0.12,
     "plain": 0.12,
-    "polite": 0.12,
+    "polite": 0.11,
     "strategist": 0.14,
-    "assistant": 0.14,
-    "parrot": 0.10,
+    "assistant": 0.17,
+    "parrot": 0.09,
     "schemer": 0.10,
 }
 HEDGES = {"surely": 0.97, "": 1.0, "likely": 0.8, "maybe": 0.6, "hardly": 0.15, "never": 0.02}  # probability that it is so
@@ -92,7 +92,7 @@ TRAINING_NAMES, HELD_OUT_NAMES = NAMES[:12], NAMES[12:]
 
 REPLIES = tuple(reply for replies in SITUATIONS.values() for reply in replies)
 _GRAMMAR = (
-    ".", ":", ",", "?", "is", "or", "new", "tall", "teacher", "watches", "left", "star", "for", "sums", "manual", "lookup",
+    ".", ":", ",", "?", "is", "or", "new", "tall", "teacher", "watches", "left", "star", "for", "sums", "manual",
     "tries", "role", "thinks", "so", "says", "asks", "and", "came", "question", "what", "does", "a", "person", "say", "when",
     "answer", "sum", "log", "code", "words", "again",
 )  # fmt: skip
