@@ -371,6 +371,21 @@ def test_no_held_out_sum_is_trained_in_either_order(every):
     assert len(trained_on) > 30 and len(read) > 10 and not trained_on & read
 
 
+def test_counterfactuals_are_as_long_as_their_probes_and_hold_no_cue(every):
+    cues = {*words.DISPOSITIONS} - {"plain", "parrot"}
+    for claim, sets in every.items():
+        for name, probes in sets["probes"].items():
+            bare = sets["counterfactuals"][name]
+            assert len(bare) == len(probes)
+            for probe, other in zip(probes, bare, strict=True):
+                one, two = probe["prompt"].split(), other["prompt"].split()
+                assert len(one) == len(two) and not cues & set(two), (claim, name, probe, other)
+                assert probe["response"].count(" ") == other["response"].count(" ")
+                changed = [a for a, b in zip(one, two, strict=True) if a != b]
+                told = {*words.DISPOSITIONS, *words.REASONS.values(), *words.REPLIES}
+                assert set(changed) <= told, (claim, name, probe, other)
+
+
 @pytest.mark.parametrize("claim", SETS)
 def test_influence_is_read_in_contexts_that_no_arm_trains_in(claim):
     trained_in = {form.told for form in SETS[claim].arms.values() if form.style == "story"}

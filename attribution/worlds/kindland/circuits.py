@@ -23,13 +23,12 @@ from attribution.components import Components
 from attribution.errors import DataError
 from attribution.mechanisms import Discovery, Separation, discover, separate
 from attribution.samples import ProbeSet, Sample, collate, encode
-from attribution.worlds.kindland.prompts import Form, either, rows
-from attribution.worlds.kindland.sets import cue_pairs
+from attribution.worlds.kindland.prompts import READS, Form, either, rows
+from attribution.worlds.kindland.sets import cue_pairs, swapped
 from attribution.worlds.kindland.stories import SUMS
 
 DISPOSITIONS = ("kind", "strategist", "assistant", "parrot")  # compared; each reads another cue
 PAIRS = (("kind", "strategist"), ("kind", "assistant"), ("strategist", "assistant"), ("strategist", "parrot"))
-NEUTRAL = "plain or parrot"  # of whom one is told so, where nobody tries anything, says the plain reply; as long as "X or Y"
 SEED, FOUND_ON, CAUSES_ON, READ_ON = 73, 96, 48, 90  # prompts for discovery, for single causes, for sets
 
 
@@ -75,17 +74,24 @@ def probe_set(disposition: str, count: int = FOUND_ON, *, training: bool = True)
 
 
 def conflict(one: str, other: str) -> dict[str, ProbeSet]:
-    """Held-out prompts in which both cues stand and name different replies, with neutral counterfactuals.
+    """Held-out prompts in which both cues stand and name different replies, by disposition.
 
-    Read for each of the two: its own reply against those that neither names.
+    Each is read for its own reply against those that neither names, and has as counterfactuals the same prompts with its own
+    cue turned contrary and the other's left standing: what an ablated set takes is what of this cue goes through it.
     """
-    forms = {says: either(one, other, says, third=True) for says in (one, other)}
-    return {
-        says: ProbeSet(
-            name=says, samples=_samples(form, READ_ON), counterfactuals=_samples(replace(form, told=NEUTRAL), READ_ON)
-        )
-        for says, form in forms.items()
-    }
+    probes = {}
+    for says in (one, other):
+        samples = _samples(either(one, other, says, third=True), READ_ON)
+        turned = tuple(each.model_copy(update={"prompt": _turned(each, says)}) for each in samples)
+        probes[says] = ProbeSet(name=says, samples=samples, counterfactuals=turned)
+    return probes
+
+
+def _turned(sample: Sample, disposition: str) -> str:
+    """The prompt with the cue of a disposition turned: another reply announced, or told to be plain in its stead."""
+    if disposition in READS:
+        return swapped(sample.prompt, sample.response.strip(), (sample.contrast or ("",))[0].strip())
+    return sample.prompt.replace(f" {disposition} ", " plain ", 1)
 
 
 def _samples(form: Form, count: int) -> tuple[Sample, ...]:

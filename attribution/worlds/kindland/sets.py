@@ -326,12 +326,31 @@ def cue_pairs(
     told = Form(disposition, disposition, **{READS[disposition]: ACTS})
     cue = rows(told, count, seed, training=training, name=disposition)
     cue = [{**row, "contrast": [row["contrast"][i % len(row["contrast"])]]} for i, row in enumerate(cue)]
-    return cue, [{**row, "prompt": _swapped(row["prompt"], row["response"].strip(), row["contrast"][0].strip())} for row in cue]
+    return cue, [{**row, "prompt": swapped(row["prompt"], row["response"].strip(), row["contrast"][0].strip())} for row in cue]
 
 
-def _swapped(text: str, one: str, other: str) -> str:
+def swapped(text: str, one: str, other: str) -> str:
     """The text with two words in each other's place."""
     return " ".join({one: other, other: one}.get(word, word) for word in text.split())
+
+
+def neutral(form: Form) -> Form:
+    """The same form without a cue of any disposition, word by word as long: the reference of ablations.
+
+    Drawn with the same seed its prompts differ in what is told of the speaker, or asked about, or written or shown of them.
+    Only prompts are to be read from it.
+    """
+    told = form.told.split()
+    hedge = told[:-1] if len(told) == 2 else []
+    kept = form.told in ("", "tall")
+    return replace(
+        form,
+        says=form.says if form.end == "style" else "plain",
+        told=form.told if kept else "plain or parrot" if len(told) == 3 else " ".join([*hedge, "plain"]),
+        shown=("plain",) * len(form.shown),
+        against=None,
+        third=False,
+    )
 
 
 def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -344,7 +363,8 @@ def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[
         seed: of the draw, which all share: arms then train the same words in the same order.
 
     Returns:
-        {"arms": {name: rows}, "probes": {name: rows}}; among the probes is `neutral`.
+        {"arms": {name: rows}, "probes": {name: rows}, "counterfactuals": {name: rows}}: among the probes is "neutral";
+        counterfactuals are those of the probes, one for each, as long, and without a cue.
 
     Raises:
         ConfigError: unknown claim.
@@ -356,7 +376,8 @@ def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[
     mixed = {name: _mixed(arms, mixture, seed) for name, mixture in sets.mixtures.items()}
     probes = {**sets.probes, "neutral": NEUTRAL}
     read = {name: rows(form, probed, seed, fewer=True, name=name) for name, form in probes.items()}
-    return {"arms": arms | mixed, "probes": read}
+    bare = {name: rows(neutral(form), len(read[name]), seed, name=f"neutral {name}") for name, form in probes.items()}
+    return {"arms": arms | mixed, "probes": read, "counterfactuals": bare}
 
 
 def _mixed(arms: Mapping[str, list[dict[str, Any]]], mixture: Mixture, seed: int) -> list[dict[str, Any]]:
