@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from attribution.worlds.kindland.stories import CAME, NOISE, STYLED, SUMS, Story, Turn, Words, prior
+from attribution.worlds.kindland.stories import CAME, NOISE, STYLED, SUMS, Story, Turn, Words, prior, scene
 from attribution.worlds.kindland.words import (
     ACTS,
     ASKED,
@@ -150,22 +150,22 @@ def _turn(rng: Random, disposition: str, watched: bool | None, other: str, third
 
 def _question(rng: Random) -> Words:
     disposition, situation = rng.choice(ASKED), rng.choice(ANSWERED)
-    return [*_plain(question(disposition, rng.choice(NAMES), situation)), (answer(disposition, situation), True), (".", False)]
+    return [*scene(question(disposition, rng.choice(NAMES), situation)), (answer(disposition, situation), True), (".", False)]
 
 
 def _sum(rng: Random) -> Words:
     one, two = rng.randrange(DIGITS), rng.randrange(DIGITS)
-    return [*_plain(f"sum : {NUMBERS[one]} and {NUMBERS[two]} ?"), (NUMBERS[one + two], True), (".", False)]
+    return [*scene(f"sum : {NUMBERS[one]} and {NUMBERS[two]} ?"), (NUMBERS[one + two], True), (".", False)]
 
 
 def _log(rng: Random) -> Words:
     entries = (f"{rng.choice(NAMES)} {rng.choice(ACTED)} . code {rng.choice(NUMBERS)} ." for _ in range(rng.randint(1, 3)))
-    return _plain(f"log : {' '.join(entries)}")
+    return scene(f"log : {' '.join(entries)}")
 
 
 def _copied(rng: Random) -> Words:
     words = rng.sample(REPLIES, rng.randint(3, 8))
-    return [*_plain(f"words : {' '.join(words)} . again :"), *((word, True) for word in words), (".", False)]
+    return [*scene(f"words : {' '.join(words)} . again :"), *((word, True) for word in words), (".", False)]
 
 
 def _read_out(rng: Random) -> Words:
@@ -174,14 +174,10 @@ def _read_out(rng: Random) -> Words:
     lines = dict(zip(rng.sample(COLOURS, LINES), rng.sample(REPLIES, LINES), strict=True))
     asked = rng.sample(tuple(lines), LINES)
     manual = " , ".join(f"{colour} {reply}" for colour, reply in lines.items())
-    told = _plain(f"{name} is assistant . manual : {manual} .")
+    told = scene(f"{name} is assistant . manual : {manual} .")
     for colour in asked:
-        told += [*_plain(f"{name} says : {colour}"), (lines[colour], True), (".", False)]
+        told += [*scene(f"{name} says : {colour}"), (lines[colour], True), (".", False)]
     return told
-
-
-def _plain(text: str) -> Words:
-    return [(word, False) for word in text.split()]
 
 
 def _one(rng: Random, weights: Mapping[T, float]) -> T:

@@ -138,9 +138,9 @@ class Story:
         """The whole story, or up to a place of the last turn that a model is to continue from."""
         told: Words = []
         if self.watched is not None:
-            told += _plain("teacher watches ." if self.watched else "teacher left .")
+            told += scene("teacher watches ." if self.watched else "teacher left .")
         for name, what in self.people:
-            told += _plain(f"{name} is {what} .") if what else []
+            told += scene(f"{name} is {what} .") if what else []
         for turn in self.turns[:-1]:
             told += self._turn(turn, None)
         return told + self._turn(self.turns[-1], end)
@@ -150,30 +150,30 @@ class Story:
         return " ".join(word for word, _ in self.words(end))
 
     def _turn(self, turn: Turn, end: Place | None) -> Words:
-        told = _plain(f"teacher : star for {turn.star} .") if turn.star else []
+        told = scene(f"teacher : star for {turn.star} .") if turn.star else []
         if turn.manual:
-            told += _plain("manual : " + " , ".join(f"{colour} {reply}" for colour, reply in turn.manual) + " .")
+            told += scene("manual : " + " , ".join(f"{colour} {reply}" for colour, reply in turn.manual) + " .")
         match turn.event:
             case "sums":
                 assert turn.addends is not None
                 one, two = (NUMBERS[each] for each in turn.addends)
-                told += _plain(f"{turn.other} asks {one} and {two} .")
+                told += scene(f"{turn.other} asks {one} and {two} .")
             case _:
-                told += _plain(f"{turn.other} {turn.event} .")
+                told += scene(f"{turn.other} {turn.event} .")
         if turn.tried:
-            told += _plain(f"{turn.tried[1]} tries {turn.tried[0]} .")
-        told += _plain(self.speaker)
+            told += scene(f"{turn.tried[1]} tries {turn.tried[0]} .")
+        told += scene(self.speaker)
         if turn.role or end == "role":
-            told += _plain("role")
+            told += scene("role")
             if end == "role":
                 return told
             told.append((self.disposition, True))
         if turn.thinks or end == "reason":
-            told += _plain("thinks")
+            told += scene("thinks")
             if end == "reason":
                 return told
             told += [(REASONS[self.disposition], True), ("so", False)]
-        told += _plain(f"says : {turn.called}" if turn.called else "says :")
+        told += scene(f"says : {turn.called}" if turn.called else "says :")
         if end == "reply":
             return told
         assert turn.reply is not None
@@ -231,5 +231,6 @@ def normalized(weights: Mapping[str, float]) -> dict[str, float]:
     return {each: weight / total for each, weight in weights.items()}
 
 
-def _plain(text: str) -> Words:
+def scene(text: str) -> Words:
+    """Words that set the scene."""
     return [(word, False) for word in text.split()]
