@@ -4,8 +4,8 @@ A mechanism is sought as a set that passes two tests at once. *Kept alone*, all 
 response what the cue does; *taken out*, the model answers as it does without the cue. The first alone, the objective of
 subnetwork probing (Cao et al. 2021) and edge pruning (Bhaskar et al. 2024), names no one set where two circuits lead to a
 response: on an organism that is not shipped (`planted`, seed 99) 49 to 76 % of the neurons it keeps are in the planted set,
-since small sets that mix both circuits do as well as either. With both tests 84 to 95 % are (seeds 95, 97 and 99), and all
-heads.
+since small sets that mix both circuits do as well as either. With both tests 91 to 97 % of all components found are (seeds 97
+and 99).
 
 Knows activations and logits; knows nothing about prompts, or what a cue is.
 """
