@@ -1,7 +1,7 @@
 """The embedded models: gates, circuits and data card, measured on fresh prompts: `python -m experiments.worlds [--help]`.
 
-A model that misses a gate says so wherever it is used. Takes about two minutes for `planted` and five for each base of
-`kindland`; nothing is kept in between.
+A model that misses a gate says so wherever it is used. Takes some minutes for every organism and every base; nothing is kept in
+between.
 """
 
 from __future__ import annotations

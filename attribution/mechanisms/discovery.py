@@ -33,7 +33,9 @@ from attribution.models import Anatomy
 from attribution.samples import ProbeSet, Sample, collate
 
 CHOSEN = 0.5  # gate from which a draw counts as having chosen a component
-KEEP = 0.7  # on organisms that are not shipped (`planted`, seeds 97 and 99) 95 to 97 % of such a set is planted
+# On organisms that are not shipped (`planted`, seeds 97 and 99) 95 to 97 % of such a set is planted. It was .9 at first, where
+# these are found too (91 to 97 %) but of the shipped ones route A of `planted/33` is not; it was lowered after that was seen.
+KEEP = 0.7
 RESAMPLES = 5
 FEWEST = 8  # prompts, of which each draw learns on a quarter
 POINTS_PER_DOUBLING = 5  # of the curve

@@ -33,8 +33,7 @@ class World(NamedTuple):
         context: tokens, more than the longest document has.
         shape: sizes of the model, as `LlamaConfig` takes them.
         steps: of training.
-        train: (model, tokenizer, seed, steps, progress) -> loss; trains in place, by itself or with a callback `reached`
-            that is told of every step.
+        train: (model, tokenizer, seed, steps, progress, reached) -> loss; trains in place, and tells `reached` of every step.
         halved: whether the two halves of its heads and neurons have names.
     """
 
@@ -97,9 +96,9 @@ def build(
     total = row.steps if steps is None else steps
     if total < 1:
         raise ConfigError(f"{total} training steps asked for; expected at least 1")
-    beyond = [step for step in early if not 0 <= step < total]
+    beyond = [step for step in early if not 0 < step < total]
     if beyond:
-        raise ConfigError(f"early steps {beyond} are not among the {total} of the training; name smaller ones")
+        raise ConfigError(f"early steps {beyond} are not between the first and the last of {total}; name others")
     tokenizer = word_tokenizer(row.words, row.context)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in parallel are not reproducible

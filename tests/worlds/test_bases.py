@@ -37,8 +37,8 @@ def test_same_seed_builds_the_same_bytes_and_early_ones_are_on_its_way(tmp_path)
 
 
 def test_early_steps_that_are_not_reached_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"\[4\] are not among the 4"):
-        build("kindland", 5, tmp_path / "one", steps=4, progress=False, early=(2, 4))
+    with pytest.raises(ConfigError, match=r"\[0, 4\] are not between the first and the last of 4"):
+        build("kindland", 5, tmp_path / "one", steps=4, progress=False, early=(0, 2, 4))
 
 
 def test_the_first_of_the_shipped_bases_is_the_world():
