@@ -55,8 +55,8 @@ Mechanisms are discovered in every base by `attribution.discover` on situations 
 against one told to be plain, activations resampled from the latter. *Correlation*: of the effects of all single heads, or
 neurons, on the two dispositions' own replies, by exact ablation. *Takes*: on held-out prompts in which both cues stand and name
 different replies ("tom is kind or strategist"), the share of each disposition's preference for its own reply that goes when
-the one mechanism (less what both share) is ablated. A pair is separable where each takes at least half of its own and at most
-a quarter of the other's, and at most two fifths of either is shared.
+the one mechanism (less what both share) is ablated. A pair is *dissociated* where each takes at least half of its own and at
+most a quarter of the other's, and *separable* where besides at most two fifths of either is shared.
 """
 _SKILL = """A kind one answers sums because it is kind: p of the right sum in the kind context, intact and with the discovered
 kind mechanism as it is in the plain context.
@@ -158,17 +158,18 @@ def _pairs(found: Mapping[str, circuits.Circuits]) -> str:
             alike = [f"{table[pair, kind]:.2f}" for kind in ("head", "neuron")]
             rows.append([name, pair, *alike, *_dissociation(one, other, separation)])
     heads = ["base", "pair", "correlation of heads", "of neurons", "the first takes: own / other's"]
-    return _markdown([*heads, "the second takes: own / other's", "shared of the first / second", "separable"], rows, 2)
+    heads += ["the second takes: own / other's", "shared of the first / second", "dissociated", "separable"]
+    return _markdown(heads, rows, 2)
 
 
 def _dissociation(one: str, other: str, separation: Separation | str) -> list[str]:
-    """What each set takes of its own and of the other's behaviour, what is shared, and the verdict."""
+    """What each set takes of its own and of the other's behaviour, what is shared, and the verdicts."""
     if isinstance(separation, str):
-        return ["", "", "", f"not to be asked: {separation}"]
+        return ["", "", "", "", f"not to be asked: {separation}"]
     share = separation.table.set_index(["set", "probe"])["share"]
     takes = [f"{share[own, own]:.2f} / {share[own, off]:.2f}" for own, off in ((one, other), (other, one))]
-    verdict = "yes" if separation.separable else f"no: {'; '.join(separation.failed)}"
-    return [*takes, f"{separation.common[one]:.2f} / {separation.common[other]:.2f}", verdict]
+    verdicts = ["yes" if each else "no" for each in (separation.dissociated, separation.separable)]
+    return [*takes, f"{separation.common[one]:.2f} / {separation.common[other]:.2f}", *verdicts]
 
 
 def _skills(found: Mapping[str, circuits.Circuits]) -> str:

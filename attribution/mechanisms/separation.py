@@ -42,25 +42,38 @@ class Separation:
             the metric), share (of the behaviour: metric - metric without the cue).
         common: share of each mechanism's summed gates that lies in what both hold, by name.
         behaviour: metric - metric without the cue, by probe.
-        failed: the conditions that are not met, in words; none where the two are separable.
+        mixed: the conditions of a double dissociation that are not met, in words.
+        merged: in words, which of the two lies mostly in what both hold.
     """
 
     sets: Mechanisms
     table: pd.DataFrame
     common: Mapping[str, float]
     behaviour: Mapping[str, float]
-    failed: tuple[str, ...]
+    mixed: tuple[str, ...]
+    merged: tuple[str, ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The conditions of separability that are not met, in words."""
+        return self.mixed + self.merged
+
+    @property
+    def dissociated(self) -> bool:
+        """Whether each disjoint set takes its own behaviour away and leaves the other's, however much both hold."""
+        return not self.mixed
 
     @property
     def separable(self) -> bool:
-        """Whether each takes its own behaviour away, and leaves the other's."""
+        """Whether they are dissociated, and neither lies mostly in what both hold."""
         return not self.failed
 
     def summary(self) -> str:
         """The verdict, in words."""
         one, other = self.common
         if not self.separable:
-            return f"{one} and {other} are not separable: {'; '.join(self.failed)}"
+            but = "dissociated, but not" if self.dissociated else "not"
+            return f"{one} and {other} are {but} separable: {'; '.join(self.failed)}"
         share = self.table.set_index(["set", "probe"])["share"]
         told = (
             f"{own} takes {share[own, own]:.0%} of {own} and {share[own, off]:.0%} of {off}"
@@ -80,9 +93,10 @@ def separate(
 ) -> Separation:
     """Make two discovered mechanisms disjoint, and say whether they are two. The model is left as it was.
 
-    They are *separable* where, by the metric's fall in units of the behaviour, each set without the shared one, ablated
-    jointly, takes at least one half of its own behaviour and changes the other's by at most a quarter, and the shared set holds
-    at most two fifths of the summed gates of either.
+    They are *dissociated* where, by the metric's fall in units of the behaviour, each set without the shared one, ablated
+    jointly, takes at least one half of its own behaviour and changes the other's by at most a quarter. They are *separable*
+    where besides the shared set holds at most two fifths of the summed gates of either: then most of what either needs is its
+    own, and not only a part that each needs beside what both do.
 
     Args:
         model, tokenizer: those of the discoveries.
@@ -118,7 +132,7 @@ def separate(
         tables.append(found.assign(probe=name, share=found["effect"] / behaviour[name]))
     table = pd.concat(tables, ignore_index=True)[["probe", "set", "size", "effect", "share"]]
     common = {name: _common(found, sets[SHARED]) for name, found in discoveries.items()}
-    return Separation(sets, table, common, behaviour, _failed(table, common))
+    return Separation(sets, table, common, behaviour, _mixed(table, common), _merged(common))
 
 
 def disjoint(discoveries: Mapping[str, Discovery]) -> Mechanisms:
@@ -179,8 +193,7 @@ def _behaviour(model: nn.Module, tokenizer: PreTrainedTokenizerBase, probe: Prob
     return found
 
 
-def _failed(table: pd.DataFrame, common: Mapping[str, float]) -> tuple[str, ...]:
-    """The conditions of separability that are not met, in words."""
+def _mixed(table: pd.DataFrame, common: Mapping[str, float]) -> tuple[str, ...]:
     share = table.set_index(["set", "probe"])["share"]
     said = []
     for own in common:
@@ -191,6 +204,12 @@ def _failed(table: pd.DataFrame, common: Mapping[str, float]) -> tuple[str, ...]
             said.append(
                 f"{own} takes {share[own, other]:.0%} of the behaviour of {other}, at most {OTHER:.0%} either way is allowed"
             )
-        if not common[own] <= COMMON:
-            said.append(f"{common[own]:.0%} of {own} lies in what both hold, at most {COMMON:.0%} is allowed")
     return tuple(said)
+
+
+def _merged(common: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(
+        f"{share:.0%} of {name} lies in what both hold, at most {COMMON:.0%} is allowed"
+        for name, share in common.items()
+        if not share <= COMMON
+    )

@@ -61,11 +61,16 @@ def test_the_planted_halves_are_separable(organism, true):
 
 def test_every_condition_can_fail(organism, true):
     swapped = separate(*organism, {"A": true["B"], "B": true["A"]}, CONFLICTS)
-    assert not swapped.separable and len(swapped.failed) == 4
+    assert not swapped.separable and not swapped.dissociated and len(swapped.failed) == 4
     assert "A takes" in swapped.summary() and "at least 50% is needed" in swapped.summary()
     same = separate(*organism, {"A": true["A"], "B": true["A"]}, CONFLICTS)
     assert any("100% of A lies in what both hold, at most 40%" in each for each in same.failed)
     everything = discovery([*true["A"].components.values.tolist(), *true["B"].components.values.tolist()])
+    one = discovery([*true["A"].components.values.tolist(), true["B"].components.values.tolist()[-1]])
+    heavy = replace(one, table=one.table.assign(gate=[0.001] * (one.size - 1) + [1.0]))  # nearly all of A in one neuron of B
+    merged = separate(*organism, {"A": heavy, "B": true["B"]}, CONFLICTS)
+    assert merged.dissociated and not merged.separable
+    assert merged.summary().startswith("A and B are dissociated, but not separable: 66% of A lies in what both hold")
     wide = separate(*organism, {"A": true["A"], "B": everything}, CONFLICTS)
     assert "A takes 0% of its own" in wide.failed[0]
 

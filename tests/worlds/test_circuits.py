@@ -37,9 +37,10 @@ def test_discovery_and_estimation_ask_about_other_situations():
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", BASES)
-def test_kindness_and_reading_a_star_are_two_circuits(name):
+def test_kindness_is_another_circuit_than_reading_a_star_or_a_manual(name):
     found = circuits(*load(name))
-    separation = found.separations["kind", "strategist"]
-    assert isinstance(separation, Separation) and separation.separable, separation
+    for reader in ("strategist", "assistant"):
+        separation = found.separations["kind", reader]
+        assert isinstance(separation, Separation) and separation.dissociated, separation
     intact, ablated = found.skill
     assert ablated < intact / 2  # one answers because one is kind
