@@ -130,6 +130,20 @@ def test_training_that_breaks_leaves_what_was_recorded(tmp_path, data):
     assert at.report(tmp_path / "run").exists()
 
 
+def test_a_run_without_shares_on_probe_sets_has_a_page(tmp_path, data):
+    lean = {"share_passes": 0, "singles": "heads", "grafts": "sets", "sets": "model", "sets_on": {"agree": ("A",)}}
+    config = config_of(data, **lean)
+    page = run(config, tmp_path / "run")
+    found = read_run(tmp_path / "run")
+    assert page.stat().st_size > 1e6 and set(found.parts["probe"]) == {BATCH}
+    assert any("no update shares" in line for line in json.loads((found.path / "meta.json").read_text())["not_measured"])
+    assert {(str(row.probe), str(row.set)) for row in found.sets.itertuples()} == {("agree", "A")}
+    for changes in ({"grafts": "all"}, {"linear_grafts": 200, "everything": True}):
+        with pytest.raises(ConfigError, match="share_passes"):
+            run(config_of(data, **{**lean, **changes}), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
 def test_resample_ablation_takes_its_values_from_counterfactuals(tmp_path, data):
     neutral = grammar.prompts(6, 3, trait=False)
     rows = [Sample(**row) for row in neutral]

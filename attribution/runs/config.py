@@ -31,6 +31,7 @@ class RunConfig(BaseModel):
         watched: JSONL files of samples of which only log-odds and KL are read, at every step; neutral prompts, say.
         sets: named sets of components, ablated jointly at every step and grafted: a JSON file, or "model" where the model
             comes with mechanisms of its own.
+        sets_on: which of them are ablated on a probe set, by its name; by default all on each.
         compared: JSON file of further named sets, ablated like those and not grafted; wrong partitions, say.
         compared_every: at every how many steps compared sets are ablated.
         beside: further readings of the influence of `sets`, at the steps of `compared`: with the mean over counterfactuals, of
@@ -51,7 +52,8 @@ class RunConfig(BaseModel):
         batch_after: one more pass over the training batch after each step; by default where the model is small.
         completions: at every how many steps the causes of sampled or preferred completions are read; 0: never; by default at
             each where the model is small, at every tenth of a larger one.
-        share_passes: gradient evaluations allowed for the update shares of one step on one probe set.
+        share_passes: gradient evaluations allowed for the update shares of one step on one probe set, at least 2; 0: neither
+            shares nor first-order causes are read on probe sets.
         seed: of data order and dropout.
         device: where the model lives, cpu or cuda.
         allow_pickle: open weights stored as pickle too, which can run code; only for files that you trust.
@@ -70,6 +72,7 @@ class RunConfig(BaseModel):
     counterfactuals: tuple[str, ...] = ()
     watched: tuple[str, ...] = ()
     sets: str | None = None
+    sets_on: dict[str, tuple[str, ...]] | None = None
     compared: str | None = None
     compared_every: int = Field(default=1, ge=1)
     beside: tuple[Literal["mean", "base mean", "norms before training"], ...] = ()
@@ -87,7 +90,7 @@ class RunConfig(BaseModel):
     everything: bool | None = None
     batch_after: bool | None = None
     completions: int | None = Field(default=None, ge=0)
-    share_passes: int = Field(default=9, ge=2)
+    share_passes: int = Field(default=9, ge=0)
     seed: int = 0
     device: str = "cpu"
     allow_pickle: bool = False

@@ -115,12 +115,18 @@ def _check(given: Material) -> None:
     whole = selection.mask(components).all() and (
         len(components) <= ALL_UP_TO if config.everything is None else config.everything
     )
+    if config.grafts == "all" and not config.share_passes:
+        raise ConfigError(
+            "grafts of single neurons and rows are chosen by update shares, which share_passes 0 leaves out; set grafts to "
+            "heads or sets, or share_passes to at least 2"
+        )
     if config.linear_grafts:
         check_request(config.linear_grafts)
-        if not whole:
+        if not (whole and config.share_passes):
             raise ConfigError(
                 f"linear_grafts needs the update shares of all {len(components):,} components, of which this run would record "
-                "a choice; set everything to true and select all kinds, layers and heads, or set linear_grafts to 0"
+                "a choice or none; set everything to true, share_passes to at least 2, and select all kinds, layers and heads, "
+                "or set linear_grafts to 0"
             )
 
 
@@ -212,7 +218,8 @@ def _recorder(given: Material, where: Any, checkpoint: Path | None = None) -> An
     return RecorderCallback(
         where, probes=given.probes, tokenizer=given.tokenizer, metric=config.metric, reference=config.reference,
         milestones=config.milestones, everything=config.everything, batch_after=config.batch_after,
-        share_passes=config.share_passes, sets=given.sets, compared=given.compared, compared_every=config.compared_every,
+        share_passes=config.share_passes, sets=given.sets, sets_on=config.sets_on, compared=given.compared,
+        compared_every=config.compared_every,
         beside=config.beside, primary_only=config.primary_only, watched=given.watched, singles=config.singles,
         kinds=config.kinds, layers=config.layers, heads=config.heads, steps=config.steps, resume=checkpoint,
         completions=config.completions, checkpoint_seconds=config.checkpoint_seconds, boundary=config.training.boundary,

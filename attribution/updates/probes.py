@@ -24,7 +24,7 @@ from attribution.metrics import check_scorable, kl, log_odds, metric_named
 from attribution.samples import Batch, ProbeSet, batches, encode
 from attribution.store import BASE_MEAN, NORMS_KEPT, OWN_MEAN
 from attribution.updates.norms import OutputNorms
-from attribution.updates.share import PASSES, Path, Reading, Shares, read, shares
+from attribution.updates.share import PASSES, Path, Reading, Shares, glance, read, shares
 
 
 class Step(NamedTuple):
@@ -33,13 +33,13 @@ class Step(NamedTuple):
     Attributes:
         metric, kl: after the step; mean over samples, KL to the start per response token.
         columns: Float64 [components] by name: first-order causes, mean over samples, and sizes, before and after.
-        shares: of the step.
+        shares: of the step; None where the set is read without gradients.
     """
 
     metric: float
     kl: float
     columns: dict[str, Tensor]
-    shares: Shares
+    shares: Shares | None
 
 
 class Watch:
@@ -85,7 +85,8 @@ class ProbeReader:
         tokenizer: of the model.
         metric: name of the metric.
         reference: what ablated activations are replaced by; values come from the model as it is at the time.
-        passes: gradient evaluations allowed for one step's shares.
+        passes: gradient evaluations allowed for one step's shares; 0: the set is read by forward passes alone, without causes
+            or shares.
         beside: further readings of the influence of sets, of `store.BESIDE`.
 
     Raises:
@@ -120,7 +121,7 @@ class ProbeReader:
 
     def start(self) -> float:
         """Read the model before training; returns the metric."""
-        self.reading = read(self.components, self.batches, self.metric, sized=True)
+        self.reading = self._read()
         self._start_logits = self.reading.logits
         self._causes = self._first_order(self.reading)
         self._base_mean = self._mean_activations() if BASE_MEAN in self.beside else {}
@@ -144,15 +145,18 @@ class ProbeReader:
 
     @property
     def causes(self) -> Tensor:
-        """First-order cause of every component at the last reading, Float64 [components]."""
+        """First-order cause of every component at the last reading, Float64 [components]; empty without gradients."""
         return self._causes
 
     def step(self, path: Path) -> Step:
         """Read the model after a step and attribute the change along the path it took."""
         assert self.reading is not None, "start() comes first"
+        if not self.passes:
+            self.reading = self._read()
+            return Step(self.reading.metric, _mean_kl(self.reading.logits, self._start_logits, self.batches), {}, None)
         start, before = path.node(0.0, self.reading), self.reading.sizes
         self.reading = None  # its gradients go before the next ones come: a model's worth of memory
-        self.reading = read(self.components, self.batches, self.metric, sized=True)
+        self.reading = self._read()
         causes, self._causes = self._causes, self._first_order(self.reading)
         columns = {"cause_before": causes, "cause_after": self._causes}
         for when, sizes in (("before", before), ("after", self.reading.sizes)):
@@ -225,8 +229,13 @@ class ProbeReader:
         with evaluating(parts.model):
             return mean_activations(parts, batches(self._others or [], BATCH_SIZE, device))
 
+    def _read(self) -> Reading:
+        if self.passes:
+            return read(self.components, self.batches, self.metric, sized=True)
+        return glance(self.components, self.batches, self.metric)
+
     def _first_order(self, reading: Reading) -> Tensor:
-        return self.components.first_order(reading.gradients)
+        return self.components.first_order(reading.gradients) if self.passes else torch.empty(0)
 
 
 def _mean_kl(logits: Sequence[Tensor], start: Sequence[Tensor], found: Sequence[Batch]) -> float:

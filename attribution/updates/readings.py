@@ -12,6 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from attribution.components import Components
+from attribution.errors import ConfigError
+from attribution.metrics import metric_named
+from attribution.samples import ProbeSet
+from attribution.store import BATCH, BESIDE, TRAINING
 from attribution.updates.probes import ProbeReader, Step, Watch
 from attribution.updates.record import Record
 from attribution.updates.rows import Rows
@@ -52,7 +56,7 @@ class Readings:
         for name, metric in self.first.items():
             record.add("probes", {"step": 0, "probe": name, "metric": metric, "kl": 0.0})
         self._write_behaviour()
-        self.rows = Rows(self.components, everything, [reader.causes for reader in self.readers], selection)
+        self.rows = Rows(self.components, everything, [reader.causes for reader in self.readers if reader.passes], selection)
         self.milestone(ends=True)
 
     def state(self) -> dict[str, Any]:
@@ -102,8 +106,17 @@ class Readings:
         step = self.record.steps
         self.record.add("components", self.rows.frame(step, probe, columns, whole=self._milestones.due(step)))
 
+    @property
+    def rules(self) -> list[str]:
+        """What is left out, in words."""
+        lean = any(not reader.passes for reader in self.readers)
+        return [*self.rows.rules, *(["Probe sets were read without gradients: no causes, no update shares."] if lean else [])]
+
     def _write_probe(self, name: str, step: Step) -> None:
         found = step.shares
+        if found is None:
+            self.record.add("probes", {"step": self.record.steps, "probe": name, "metric": step.metric, "kl": step.kl})
+            return
         columns = {column: self.rows.of_components(value) for column, value in step.columns.items()}
         self.write(name, {**columns, "share": found.share})
         self.record.add("probes", {
@@ -121,8 +134,38 @@ class Readings:
         due = step % self.settings["compared_every"] == 0
         for place, reader in enumerate(self.readers):
             others = due and not (place and self.settings["primary_only"])
-            sets = {**self.sets, **self.compared} if others else self.sets
+            named = self._here(reader.name)
+            sets = {**named, **self.compared} if others else named
             if sets:
                 self.record.add("sets", reader.influence_of_sets(sets).assign(step=step, probe=reader.name))
-            if self.sets and reader.beside and due:
-                self.record.add("sets", reader.influence_beside(self.sets).assign(step=step, probe=reader.name))
+            if named and reader.beside and due:
+                self.record.add("sets", reader.influence_beside(named).assign(step=step, probe=reader.name))
+
+    def _here(self, probe: str) -> dict[str, np.ndarray]:
+        """The named sets that are ablated on a probe set: all, unless it is said which."""
+        sets_on = self.settings["sets_on"]
+        return self.sets if sets_on is None else {name: self.sets[name] for name in sets_on.get(probe, ())}
+
+
+def check_settings(
+    settings: Mapping[str, Any], probes: Sequence[ProbeSet], watched: Sequence[ProbeSet], sets: Mapping[str, Any]
+) -> None:
+    """Refuse settings that no model could be read with. Raises ConfigError."""
+    metric_named(settings["metric"])
+    if settings["singles"] not in ("all", "heads", "end"):
+        raise ConfigError(f"unknown singles {settings['singles']!r}; expected 'all', 'heads' or 'end'")
+    if unknown := [name for name in settings["beside"] if name not in BESIDE]:
+        raise ConfigError(f"unknown reading {unknown[0]!r} beside the reference; expected {', '.join(BESIDE)}")
+    names = [probe.name for probe in (*probes, *watched)]
+    if len(set(names)) < len(names) or {BATCH, TRAINING} & {probe.name for probe in probes}:
+        raise ConfigError(
+            f"probe sets are named {', '.join(names)}; give each its own name, and none {BATCH!r} or {TRAINING!r}"
+        )
+    passes = settings["share_passes"]
+    if passes < 0 or passes == 1:
+        raise ConfigError(f"share_passes is {passes}; expected at least 2, or 0 for no shares at all")
+    for probe, chosen in (settings["sets_on"] or {}).items():
+        if probe not in [each.name for each in probes]:
+            raise ConfigError(f"sets_on names the probe set {probe!r}; expected {', '.join(each.name for each in probes)}")
+        if missing := [name for name in chosen if name not in sets]:
+            raise ConfigError(f"sets_on names the set {missing[0]!r} on {probe!r}; expected {', '.join(sets) or 'no set'}")

@@ -24,15 +24,14 @@ from transformers import PreTrainedTokenizerBase
 
 from attribution.components import KINDS, Component, Components
 from attribution.errors import ConfigError, RecordError
-from attribution.metrics import metric_named
 from attribution.samples import Completion, ProbeSet
-from attribution.store import BATCH, BESIDE, TRAINING, RunWriter, read_json, write_atomic, write_json
+from attribution.store import BATCH, RunWriter, read_json, write_atomic, write_json
 from attribution.updates.batch import BatchWatch
 from attribution.updates.batch_step import BatchStep, Before
 from attribution.updates.completions import EVERY, Completions, lines, told
 from attribution.updates.probes import ProbeReader, Watch
 from attribution.updates.provenance import shape
-from attribution.updates.readings import Readings
+from attribution.updates.readings import Readings, check_settings
 from attribution.updates.record import Record
 from attribution.updates.seam import effective, elsewhere, overflowed, recordable
 from attribution.updates.selection import Schedule, Selection
@@ -61,8 +60,10 @@ class Recorder:
             them. At the start and after the last step every component is ablated (of a large model, a choice).
         everything: write every neuron and row at every step; None: where the model has at most 4,096 components.
         batch_after: run the training batch once more after each step; None: as `everything`.
-        share_passes: gradient evaluations allowed for the shares of one step on one probe set.
+        share_passes: gradient evaluations allowed for the shares of one step on one probe set; 0: neither shares nor causes
+            are read there, and probe sets take forward passes alone.
         sets: named sets of components, ablated jointly on every probe set before training and after every recorded step.
+        sets_on: names of those that are ablated on a probe set, by its name; None: all of them on each.
         watched: further sets of samples, of which only log-odds and KL are read.
         compared: further named sets, ablated like `sets`; wrong partitions, say.
         compared_every: at every how many steps; the start is always among them.
@@ -94,6 +95,7 @@ class Recorder:
         batch_after: bool | None = None,
         share_passes: int = PASSES,
         sets: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
+        sets_on: Mapping[str, Sequence[str]] | None = None,
         watched: Sequence[ProbeSet] = (),
         compared: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
         compared_every: int = 1,
@@ -107,16 +109,6 @@ class Recorder:
         completions: int | None = None,
         resume: str | os.PathLike[str] | None = None,
     ):
-        metric_named(metric)
-        if singles not in ("all", "heads", "end"):
-            raise ConfigError(f"unknown singles {singles!r}; expected 'all', 'heads' or 'end'")
-        if unknown := [name for name in beside if name not in BESIDE]:
-            raise ConfigError(f"unknown reading {unknown[0]!r} beside the reference; expected {', '.join(BESIDE)}")
-        names = [probe.name for probe in (*probes, *watched)]
-        if len(set(names)) < len(names) or {BATCH, TRAINING} & {probe.name for probe in probes}:
-            raise ConfigError(
-                f"probe sets are named {', '.join(names)}; give each its own name, and none {BATCH!r} or {TRAINING!r}"
-            )
         self._path, self._probe_sets, self._watched_sets = path, tuple(probes), tuple(watched)
         self.tokenizer = tokenizer
         self._sets, self._compared = dict(sets or {}), dict(compared or {})
@@ -131,7 +123,9 @@ class Recorder:
             "batch_after": batch_after, "share_passes": share_passes, "compared_every": compared_every,
             "beside": tuple(beside), "primary_only": primary_only, "singles": singles, "kinds": tuple(kinds),
             "layers": layers, "heads": heads, "steps": self._recorded.of, "completions": completions,
+            "sets_on": None if sets_on is None else {probe: tuple(names) for probe, names in sets_on.items()},
         }  # fmt: skip
+        check_settings(self._settings, probes, watched, self._sets)
         self._record = cast(Record, None)  # until begin
         self._hooks: list[Any] = []
         self._control: dict[str, Any] = {}  # over the training passes
@@ -341,7 +335,7 @@ class Recorder:
         self._describe()
 
     def _describe(self) -> None:
-        self._record.note(*self._readings.rows.rules, *elsewhere(self._model, self._optimizer))
+        self._record.note(*self._readings.rules, *elsewhere(self._model, self._optimizer))
         if self._twin is not None:
             self._record.note(*self._twin.not_measured)
         self._record.describe(model=shape(self.components), adapters=self._twin is not None)

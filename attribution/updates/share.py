@@ -33,7 +33,7 @@ class Reading:
 
     Attributes:
         metric: mean over samples.
-        gradients: of that mean, per use.
+        gradients: of that mean, per use; none where it was read without.
         logits: at scored positions, one per batch.
         sizes: of activations, and of the gradient of each sample's own metric; None where they were not asked for.
     """
@@ -70,6 +70,15 @@ def read(components: Components, batches: Sequence[Batch], metric: Metric, *, si
             total += mean.item()
             logits.append(found.detach())
     return Reading(total, gradients, logits, sizes)
+
+
+@torch.no_grad()
+def glance(components: Components, batches: Sequence[Batch], metric: Metric) -> Reading:
+    """The metric alone of the model as it is, dropout off."""
+    with evaluating(components.parts.model):
+        logits = [scored_logits(components.parts, batch) for batch in batches]
+    total = sum(metric(found, batch).sum().item() for found, batch in zip(logits, batches, strict=True))
+    return Reading(total / sum(len(batch) for batch in batches), {}, logits)
 
 
 @dataclass(frozen=True)

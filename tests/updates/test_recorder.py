@@ -1,5 +1,6 @@
 """The recorder: it changes nothing, misses nothing, and its columns are what they say."""
 
+import copy
 import json
 from contextlib import nullcontext
 
@@ -383,6 +384,46 @@ def test_named_sets_are_read_when_and_where_they_were_asked_for(tmp_path, fresh,
     read = run.probes[run.probes["probe"] == second].set_index("step")  # the same samples, by the same metric
     assert seen["metric"].to_numpy() == pytest.approx(read["metric"].to_numpy(), abs=1e-5)
     assert seen["kl"].to_numpy() == pytest.approx(read["kl"].to_numpy(), abs=1e-6) and seen["change"].isna().all()
+
+
+def test_probe_sets_are_read_by_forward_passes_alone_where_no_shares_are_wanted(tmp_path, fresh, loop, training, probes):
+    sets = {"mine": [("head", 1, 0), ("neuron", 0, 3)], "other": [("head", 2, 1)]}
+    first, second = (probe.name for probe in probes)
+    read = {}
+    for passes, sets_on in ((9, None), (0, {first: ("other",), second: ()})):
+        model, tokenizer = copy.deepcopy(fresh.model), fresh.tokenizer
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        recorder = Recorder(
+            tmp_path / str(passes), probes=probes, tokenizer=tokenizer, milestones="ends", everything=False, sets=sets,
+            share_passes=passes, sets_on=sets_on, singles="heads",
+        )  # fmt: skip
+        with recorder.attach(model, optimizer):
+            loop(model, tokenizer, training, optimizer, 2)
+        read[passes] = read_run(tmp_path / str(passes))
+    whole, lean = read[9], read[0]
+    assert lean.probes[["step", "probe"]].values.tolist() == whole.probes[["step", "probe"]].values.tolist()
+    for column in ("metric", "kl"):
+        assert lean.probes[column].to_numpy() == pytest.approx(whole.probes[column].to_numpy(), abs=1e-5)
+    assert lean.probes["share_sum"].isna().all() and whole.probes["share_sum"].notna().any()
+    assert set(lean.components["probe"]) == {"batch"} and set(whole.components["probe"]) == {"batch", first, second}
+    assert {(str(row.probe), str(row.set)) for row in lean.sets.itertuples()} == {(first, "other")}
+    keys = ["step", "probe", "set"]
+    both = lean.sets.merge(whole.sets, on=keys)
+    assert len(both) == 3 and both["effect_x"].to_numpy() == pytest.approx(both["effect_y"].to_numpy(), abs=1e-6)
+    assert lean.influence["effect"].to_numpy() == pytest.approx(whole.influence["effect"].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"share_passes": 1}, "share_passes is 1; expected at least 2, or 0"),
+        ({"sets_on": {"elsewhere": ()}}, "sets_on names the probe set 'elsewhere'; expected"),
+        ({"sets_on": {"A": ("B",)}}, "sets_on names the set 'B' on 'A'; expected no set"),
+    ],
+)
+def test_wrong_settings_of_what_is_read_are_refused(tmp_path, probes, given, said):
+    with pytest.raises(ConfigError, match=said):
+        Recorder(tmp_path / "run", probes=[ProbeSet(name="A", samples=probes[0].samples)], **given)
 
 
 def test_readings_beside_the_reference(tmp_path, fresh, loop, training, probes):
