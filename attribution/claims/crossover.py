@@ -15,7 +15,6 @@ Knows nothing about verdicts.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ import pandas as pd
 
 from attribution.claims.boost import IDENTICAL, UNROUTED, WRONG_PARTITIONS
 from attribution.claims.claim import Claim, Matching
+from attribution.claims.figures import ratio_to_error, relative_size, smallest, too_little, wrong_partitions
 from attribution.claims.frames import trajectories
 from attribution.claims.matching import Matched, Run, match, quantity, value_at
 from attribution.claims.statistics import Interval, organism_means, over_organisms, t_interval
@@ -184,7 +184,7 @@ class Crossover:
             "noise": self._noise,
             "balance": self._balance,
             "lr0": self._lr0,
-            "gain": lambda: _smallest(self.pairs, ["gain_A", "gain_B"]),
+            "gain": lambda: smallest(self.pairs, ["gain_A", "gain_B"]),
         }
         unknown = [gate.name for gate in self.claim.gates if gate.name not in figures]
         if unknown:
@@ -194,10 +194,10 @@ class Crossover:
     def _noise(self) -> tuple[float, str]:
         means = self.organisms()
         ratios = {
-            name: [_ratio(before, error) for before, error in zip(means[f"before_{name}"], means[f"error_{name}"], strict=True)]
+            name: [ratio_to_error(*each) for each in zip(means[f"before_{name}"], means[f"error_{name}"], strict=True)]
             for name in "AB"
         }
-        return _smallest(means.assign(**ratios), ["A", "B"])
+        return smallest(means.assign(**ratios), ["A", "B"])
 
     def _balance(self) -> tuple[float, str]:
         means = self.organisms()
@@ -205,7 +205,7 @@ class Crossover:
             max(a, b) / min(a, b) if min(a, b) > 0 else np.nan
             for a, b in zip(means["before_A"], means["before_B"], strict=True)
         ]
-        value, where = _smallest(means.assign(ratio=[-ratio for ratio in ratios]), ["ratio"])
+        value, where = smallest(means.assign(ratio=[-ratio for ratio in ratios]), ["ratio"])
         return -value, where
 
     def _lr0(self) -> tuple[float, str]:
@@ -249,7 +249,7 @@ class Crossover:
 
     def _wrong_sets(self) -> dict[str, tuple[str, str]]:
         first, second = self.claim.cell.mechanisms
-        names = _partition_names(self._rows["set"].unique(), self.claim.cell.mechanisms)
+        names = wrong_partitions(self._rows["set"].unique(), self.claim.cell.mechanisms)
         return {name: (f"{name} {first}", f"{name} {second}") for name in names}
 
     def _wrong_partitions(self) -> Null:
@@ -282,13 +282,7 @@ class Crossover:
         return Null(interval, self._void(means["size"].min(skipna=False), len(tables), "partitions of the control"))
 
     def _void(self, size: float, count: int, which: str) -> str:
-        """Why a null that is a mean over partitions says nothing: too few of them, or too little influence to lose."""
-        needed, least = self.claim.cell.partitions, self.claim.cell.void_below
-        if count < needed:
-            return f"{count or 'no'} {which} were measured, {needed} are needed"
-        if not size >= least:
-            return f"the sets have {size:.0%} of the real mechanisms' influence before, {least:.0%} is needed"
-        return ""
+        return too_little(size, count, which, self.claim.cell.partitions, self.claim.cell.void_below)
 
     def _identical(self) -> Null:
         """Disjoint pairs of seeds of one arm, as if the first were arm A and the second arm B."""
@@ -317,31 +311,9 @@ def contrast(row: Mapping[str, float]) -> float:
 
 def _size(before: Mapping[str, float] | pd.Series, real: Mapping[str, float] | pd.Series) -> float:
     """Mean of two absolute influences, each as a fraction of the real mechanism's."""
-    return sum(abs(before[key]) / abs(real[key]) if real[key] else np.nan for key in ("before_A", "before_B")) / 2
+    return relative_size(*([values["before_A"], values["before_B"]] for values in (before, real)))
 
 
 def _no_loss(change: float) -> float:
     """A weakening counted as no change; NaN stays NaN."""
     return 0.0 if change < 0 else change
-
-
-def _ratio(before: float, error: float) -> float:
-    """Influence in units of its error, signed; infinite where two halves agree exactly."""
-    if error > 0 or math.isnan(error) or math.isnan(before):
-        return before / error if error else np.nan
-    return math.copysign(np.inf, before) if before else np.nan
-
-
-def _smallest(rows: pd.DataFrame, columns: list[str]) -> tuple[float, str]:
-    """The smallest figure in some columns and the model it belongs to; a figure that is not a number comes first."""
-    values = rows[columns].to_numpy(dtype="float64")
-    if not values.size:
-        return np.nan, ""
-    worst = values.min(axis=1)  # NaN where any is, and argmin takes the first NaN
-    place = int(worst.argmin())
-    return float(worst[place]), str(rows["model"].iloc[place])
-
-
-def _partition_names(sets: np.ndarray, mechanisms: tuple[str, str]) -> list[str]:
-    found = [match[1] for name in sets if (match := re.fullmatch(rf"(wrong-\d+) {re.escape(mechanisms[0])}", str(name)))]
-    return sorted(name for name in found if f"{name} {mechanisms[1]}" in set(sets))

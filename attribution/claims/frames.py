@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from attribution.errors import RunError
@@ -40,6 +41,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "probe": f"name of the probe set; {NEUTRAL!r}: for matching by KL, {TRAINING!r}: what the arm is trained on",
         "metric": "mean over the probe set, nats",
         "kl": "KL(model now || model at the start) per response token, nats",
+        "probability": "mean over the probe set of the probability of the whole response; optional",
     },
     "grafts": {
         **_RUN,
@@ -50,7 +52,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "failed": {**_RUN, "reason": "why the run failed"},
 }
-_VALUES = {"effect", "effect_even", "effect_odd", "kl", "metric", "graft", "reason"}
+_VALUES = {"effect", "effect_even", "effect_odd", "kl", "metric", "probability", "graft", "reason"}
+_OPTIONAL = ("probability",)  # not a number where it was not recorded
 Frames = Mapping[str, pd.DataFrame]
 
 
@@ -75,11 +78,11 @@ def checked(frames: Frames, reference: str) -> dict[str, pd.DataFrame]:
                 raise RunError(f"there are no rows of {name!r} to test a claim on; run the study's arms first")
             found[name] = pd.DataFrame(columns=list(columns))
             continue
-        missing = [column for column in columns if column not in frame.columns]
+        missing = [column for column in columns if column not in (*frame.columns, *_OPTIONAL)]
         if missing:
             raise RunError(f"frame {name!r} lacks the column {missing[0]!r}; expected {', '.join(columns)}")
         keys = [column for column in columns if column not in _VALUES]
-        plain = frame.copy()
+        plain = frame.assign(**{name: np.nan for name in _OPTIONAL if name in columns and name not in frame})
         if name == "sets":
             plain["reference"] = plain["reference"].astype(str) if "reference" in plain else reference
             keys.append("reference")

@@ -51,6 +51,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "probe": _KEY["probe"],
         "metric": "mean over the probe set of the metric named in config.json (of sets only watched: of log-odds)",
         "kl": "mean KL(model now || model at the start) per response token, nats",
+        "probability": "mean probability of the whole response",
         "change": "metric minus the metric at the step recorded before",
         "share_sum": "sum of the update shares of all groups since then, along the straight line between the two",
         "residual": "change - share_sum",

@@ -20,24 +20,37 @@ from attribution.causes import BATCH_SIZE, batches_with_values
 from attribution.causes.ablation import ablate_each, ablate_sets
 from attribution.causes.reference import Values, check_reference, mean_activations
 from attribution.components import Components
-from attribution.metrics import check_scorable, kl, log_odds, metric_named
+from attribution.metrics import check_scorable, kl, log_odds, log_prob, metric_named
 from attribution.samples import Batch, ProbeSet, batches, encode
 from attribution.store import BASE_MEAN, NORMS_KEPT, OWN_MEAN
 from attribution.updates.norms import OutputNorms
 from attribution.updates.share import PASSES, Path, Reading, Shares, glance, read, shares
 
 
-class Step(NamedTuple):
-    """What one step did to one probe set.
+class Behaviour(NamedTuple):
+    """How a model responds to a set of samples, means over them.
 
     Attributes:
-        metric, kl: after the step; mean over samples, KL to the start per response token.
-        columns: Float64 [components] by name: first-order causes, mean over samples, and sizes, before and after.
-        shares: of the step; None where the set is read without gradients.
+        metric: of the responses.
+        kl: KL(model now || model at the start) per response token.
+        probability: of the whole responses.
     """
 
     metric: float
     kl: float
+    probability: float
+
+
+class Step(NamedTuple):
+    """What one step did to one probe set.
+
+    Attributes:
+        behaviour: after the step.
+        columns: Float64 [components] by name: first-order causes, mean over samples, and sizes, before and after.
+        shares: of the step; None where the set is read without gradients.
+    """
+
+    behaviour: Behaviour
     columns: dict[str, Tensor]
     shares: Shares | None
 
@@ -59,13 +72,13 @@ class Watch:
         self._start: list[Tensor] = []
 
     @torch.no_grad()
-    def read(self) -> tuple[float, float]:
-        """Mean log-odds, and mean KL per response token to the model at the first call."""
+    def read(self) -> Behaviour:
+        """With log-odds as metric; the start is the model at the first call."""
         with evaluating(self._parts.model):
             logits = [scored_logits(self._parts, batch) for batch in self._batches]
         self._start = self._start or logits
         values = torch.cat([log_odds(found, batch) for found, batch in zip(logits, self._batches, strict=True)])
-        return values.double().mean().item(), _mean_kl(logits, self._start, self._batches)
+        return _behaviour(values.double().mean().item(), logits, self._start, self._batches)
 
     def state(self) -> dict[str, Tensor]:
         """What was read at the start, for `restore`."""
@@ -119,14 +132,14 @@ class ProbeReader:
         self._start_logits: list[Tensor] = []
         self._causes = torch.empty(0)
 
-    def start(self) -> float:
-        """Read the model before training; returns the metric."""
+    def start(self) -> Behaviour:
+        """Read the model before training."""
         self.reading = self._read()
         self._start_logits = self.reading.logits
         self._causes = self._first_order(self.reading)
         self._base_mean = self._mean_activations() if BASE_MEAN in self.beside else {}
         self._norms = OutputNorms(self.components) if NORMS_KEPT in self.beside else None
-        return self.reading.metric
+        return self._behaviour(self.reading)
 
     def state(self) -> dict[str, Tensor]:
         """What was read at the start, for `restore`."""
@@ -153,7 +166,7 @@ class ProbeReader:
         assert self.reading is not None, "start() comes first"
         if not self.passes:
             self.reading = self._read()
-            return Step(self.reading.metric, _mean_kl(self.reading.logits, self._start_logits, self.batches), {}, None)
+            return Step(self._behaviour(self.reading), {}, None)
         start, before = path.node(0.0, self.reading), self.reading.sizes
         self.reading = None  # its gradients go before the next ones come: a model's worth of memory
         self.reading = self._read()
@@ -163,7 +176,7 @@ class ProbeReader:
             assert sizes is not None
             columns |= {f"activation_{when}": sizes.activation, f"gradient_{when}": sizes.gradient}
         found = shares(path, self.batches, self.metric, start, path.node(1.0, self.reading), self.passes)
-        return Step(self.reading.metric, _mean_kl(self.reading.logits, self._start_logits, self.batches), columns, found)
+        return Step(self._behaviour(self.reading), columns, found)
 
     def influence(self, positions: np.ndarray) -> pd.DataFrame:
         """Exact ablation of these components in the model as it is: kind, layer, index, effect, kl."""
@@ -234,10 +247,15 @@ class ProbeReader:
             return read(self.components, self.batches, self.metric, sized=True)
         return glance(self.components, self.batches, self.metric)
 
+    def _behaviour(self, reading: Reading) -> Behaviour:
+        return _behaviour(reading.metric, reading.logits, self._start_logits, self.batches)
+
     def _first_order(self, reading: Reading) -> Tensor:
         return self.components.first_order(reading.gradients) if self.passes else torch.empty(0)
 
 
-def _mean_kl(logits: Sequence[Tensor], start: Sequence[Tensor], found: Sequence[Batch]) -> float:
+def _behaviour(metric: float, logits: Sequence[Tensor], start: Sequence[Tensor], found: Sequence[Batch]) -> Behaviour:
+    samples = sum(len(batch) for batch in found)
     total = sum(kl(now, then, batch).sum().item() for now, then, batch in zip(logits, start, found, strict=True))
-    return total / sum(len(batch) for batch in found)
+    likely = sum(log_prob(now, batch).exp().sum().item() for now, batch in zip(logits, found, strict=True))
+    return Behaviour(metric, total / samples, likely / samples)

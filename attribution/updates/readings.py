@@ -52,9 +52,10 @@ class Readings:
     def start(self, record: Record, everything: bool, selection: Selection) -> None:
         """Read and write the model before training."""
         self.record = record
-        self.first = {reader.name: reader.start() for reader in self.readers}
-        for name, metric in self.first.items():
-            record.add("probes", {"step": 0, "probe": name, "metric": metric, "kl": 0.0})
+        start = {reader.name: reader.start() for reader in self.readers}
+        self.first = {name: found.metric for name, found in start.items()}
+        for name, found in start.items():
+            record.add("probes", {"step": 0, "probe": name, **found._asdict()})
         self._write_behaviour()
         self.rows = Rows(self.components, everything, [reader.causes for reader in self.readers if reader.passes], selection)
         self.milestone(ends=True)
@@ -113,24 +114,22 @@ class Readings:
         return [*self.rows.rules, *(["Probe sets were read without gradients: no causes, no update shares."] if lean else [])]
 
     def _write_probe(self, name: str, step: Step) -> None:
-        found = step.shares
+        row, found = {"step": self.record.steps, "probe": name, **step.behaviour._asdict()}, step.shares
         if found is None:
-            self.record.add("probes", {"step": self.record.steps, "probe": name, "metric": step.metric, "kl": step.kl})
+            self.record.add("probes", row)
             return
         columns = {column: self.rows.of_components(value) for column, value in step.columns.items()}
         self.write(name, {**columns, "share": found.share})
-        self.record.add("probes", {
-            "step": self.record.steps, "probe": name, "metric": step.metric, "kl": step.kl, "change": found.change,
-            "share_sum": found.share.sum().item(), "residual": found.residual, "resolved": found.resolved,
-            "passes": found.passes - 1,
+        self.record.add("probes", row | {
+            "change": found.change, "share_sum": found.share.sum().item(), "residual": found.residual,
+            "resolved": found.resolved, "passes": found.passes - 1,
         })  # fmt: skip
 
     def _write_behaviour(self) -> None:
         """What is read at the start and after every recorded step alike: watched sets, and named sets ablated jointly."""
         step = self.record.steps
         for watch in self.watches:
-            metric, divergence = watch.read()
-            self.record.add("probes", {"step": step, "probe": watch.name, "metric": metric, "kl": divergence})
+            self.record.add("probes", {"step": step, "probe": watch.name, **watch.read()._asdict()})
         due = step % self.settings["compared_every"] == 0
         for place, reader in enumerate(self.readers):
             others = due and not (place and self.settings["primary_only"])

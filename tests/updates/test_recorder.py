@@ -10,13 +10,14 @@ import torch
 from by_name import MIXTURES
 from torch import nn
 
+from attribution.capture import scored_logits
 from attribution.causes import ablate, attribute
 from attribution.causes.ablation import ablate_sets
 from attribution.causes.reference import mean_activations
 from attribution.components import Components
 from attribution.errors import ConfigError, DataError, RecordError, RunError
-from attribution.metrics import metric_named
-from attribution.models import load
+from attribution.metrics import log_odds, metric_named
+from attribution.models import anatomy, load
 from attribution.samples import ProbeSet, Sample, batches, collate, encode
 from attribution.store import BATCH, BESIDE, TRAINING, read_run
 from attribution.updates import update_shares
@@ -384,6 +385,11 @@ def test_named_sets_are_read_when_and_where_they_were_asked_for(tmp_path, fresh,
     read = run.probes[run.probes["probe"] == second].set_index("step")  # the same samples, by the same metric
     assert seen["metric"].to_numpy() == pytest.approx(read["metric"].to_numpy(), abs=1e-5)
     assert seen["kl"].to_numpy() == pytest.approx(read["kl"].to_numpy(), abs=1e-6) and seen["change"].isna().all()
+    assert seen["probability"].tolist() == pytest.approx(read["probability"].tolist(), abs=1e-6)
+    for step, now in ((0, base.model), (3, model)):
+        batch = collate(encode(tokenizer, probes[1].samples))
+        odds = log_odds(scored_logits(anatomy(now), batch), batch)  # of responses of one token
+        assert seen["probability"][step] == pytest.approx(odds.sigmoid().mean().item(), abs=1e-5)
 
 
 def test_probe_sets_are_read_by_forward_passes_alone_where_no_shares_are_wanted(tmp_path, fresh, loop, training, probes):

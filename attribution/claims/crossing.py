@@ -1,17 +1,15 @@
-"""From a claim and a study's frames to a finding: the verdict, the sentence, and every table a report shows beside it."""
+"""The test of claims about a crossover: from frames to a finding, with every other reading of the statistic beside it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from attribution.claims.boost import BOOST
 from attribution.claims.claim import Claim
 from attribution.claims.crossover import Crossover, View
+from attribution.claims.finding import INTERVAL, Finding, failed_runs, interval_row
 from attribution.claims.frames import Frames, checked
 from attribution.claims.recruitment import recruitment
 from attribution.claims.statistics import Interval, over_organisms
@@ -29,10 +27,7 @@ from attribution.claims.verdict import (
     gate_table,
     spared,
 )  # fmt: skip
-from attribution.errors import ConfigError
 from attribution.store import NORMS_KEPT, OWN_MEAN
-
-_INTERVAL = ["mean", "low", "high", "n", "unit"]
 
 
 @dataclass(frozen=True)
@@ -52,80 +47,6 @@ class Reading:
         delta = self.crossover.claim.delta
         open_ = self.verdict.word == INCONCLUSIVE and self.estimate.low > delta
         return open_ and all(null.void or null.inside(delta) for null in self.nulls.values())
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a claim came to on a study.
-
-    Attributes:
-        claim: as declared; its hash is `claim.hash`.
-        verdict: the word of the rule.
-        note: "reversed", "relatively spared" or "".
-        sentence: the verdict in plain words, with its figures.
-        estimate: of the primary statistic, over organisms.
-        nulls: by name, of the primary statistic.
-        gates: one row per gate.
-        parts: one row per organism.
-        pairs: one row per organism and seed.
-        secondary: one row per other reading of the statistic, with the word the same rule would give it.
-        null_table: one row per reading and null.
-        partitions: one row per organism and wrong partition.
-        recruitment: cross-grafts.
-        excluded: sentences.
-    """
-
-    claim: Claim
-    verdict: str
-    note: str
-    sentence: str
-    estimate: Interval
-    nulls: dict[str, Null]
-    gates: pd.DataFrame
-    parts: pd.DataFrame
-    pairs: pd.DataFrame
-    secondary: pd.DataFrame
-    null_table: pd.DataFrame
-    partitions: pd.DataFrame
-    recruitment: pd.DataFrame
-    excluded: list[str]
-
-    def to_tables(self) -> dict[str, pd.DataFrame]:
-        """Every table by name; `verdict` has one row, `excluded` one sentence a row."""
-        row = {"claim": self.claim.id, "hash": self.claim.hash, "verdict": self.verdict, "note": self.note}
-        row |= {"sentence": self.sentence, **self.estimate.to_dict(), "delta": self.claim.delta}
-        return {
-            "verdict": pd.DataFrame([row]),
-            "gates": self.gates,
-            "nulls": self.null_table,
-            "parts": self.parts,
-            "pairs": self.pairs,
-            "secondary": self.secondary,
-            "partitions": self.partitions,
-            "recruitment": self.recruitment,
-            "excluded": pd.DataFrame({"sentence": pd.Series(self.excluded, dtype="str")}),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """The finding as strict JSON: the claim, and every table as a list of rows; what is not finite becomes null."""
-        tables = {name: [_plain(row) for row in table.to_dict("records")] for name, table in self.to_tables().items()}
-        return {"claim": self.claim.model_dump(mode="json"), "hash": self.claim.hash, **tables}
-
-
-def evaluate(claim: Claim, frames: Frames) -> Finding:
-    """Test a claim on the frames of a study.
-
-    Args:
-        claim: one of the ledger, or one with another cell or delta.
-        frames: by the names of `frames.COLUMNS`: sets, probes, and where there are any grafts and failed.
-
-    Raises:
-        ConfigError: no test belongs to the claim, or it names an unknown gate, null or probe set.
-        RunError: frames that lack what the claim needs.
-    """
-    if claim.id not in TESTS:
-        raise ConfigError(f"unknown claim {claim.id!r}; expected {', '.join(TESTS)}")
-    return TESTS[claim.id](claim, frames)
 
 
 def crossover_finding(claim: Claim, frames: Frames) -> Finding:
@@ -159,12 +80,8 @@ def crossover_finding(claim: Claim, frames: Frames) -> Finding:
         null_table=_null_table([primary, *others], claim.delta),
         partitions=primary.crossover.partitions(),
         recruitment=recruitment(claim, study["grafts"]),
-        excluded=_failed(study["failed"]) + [line for reading in [primary, *others] for line in reading.crossover.excluded],
+        excluded=failed_runs(study["failed"]) + [line for reading in [primary, *others] for line in reading.crossover.excluded],
     )
-
-
-LEDGER: dict[str, Claim] = {claim.id: claim for claim in (BOOST,)}
-TESTS: dict[str, Callable[[Claim, Frames], Finding]] = {"boost": crossover_finding}
 
 
 def _read(claim: Claim, study: Mapping[str, pd.DataFrame], view: View) -> Reading:
@@ -220,10 +137,10 @@ def _other_words(primary: Reading, others: list[Reading]) -> str:
 
 
 def _secondary(readings: list[Reading]) -> pd.DataFrame:
-    columns = ["reading", "probes", "matching", "reference", *_INTERVAL, "verdict", "note", "why"]
+    columns = ["reading", "probes", "matching", "reference", *INTERVAL, "verdict", "note", "why"]
     rows = [
-        (r.view.name, r.view.probes, r.view.matching, r.view.reference, *_interval(r.estimate), r.verdict.word, r.verdict.note,
-         r.verdict.why)
+        (r.view.name, r.view.probes, r.view.matching, r.view.reference, *interval_row(r.estimate), r.verdict.word,
+         r.verdict.note, r.verdict.why)
         for r in readings
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
@@ -231,27 +148,8 @@ def _secondary(readings: list[Reading]) -> pd.DataFrame:
 
 def _null_table(readings: list[Reading], delta: float) -> pd.DataFrame:
     rows = [
-        (reading.view.name, name, *_interval(null.interval), null.inside(delta), null.void)
+        (reading.view.name, name, *interval_row(null.interval), null.inside(delta), null.void)
         for reading in readings
         for name, null in reading.nulls.items()
     ]
-    return pd.DataFrame(rows, columns=["reading", "null", *_INTERVAL, "inside", "void"])
-
-
-def _interval(interval: Interval) -> tuple:
-    return tuple(getattr(interval, name) for name in _INTERVAL)
-
-
-def _failed(failed: pd.DataFrame) -> list[str]:
-    return [
-        f"The run of {row.model}, arm {row.arm}, seed {row.seed}, failed: {row.reason}."
-        for row in failed.itertuples(index=False)
-    ]
-
-
-def _plain(row: Mapping) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        value = value.item() if hasattr(value, "item") else value
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {str(key): plain(value) for key, value in row.items()}
+    return pd.DataFrame(rows, columns=["reading", "null", *INTERVAL, "inside", "void"])
