@@ -53,6 +53,7 @@ class Study(BaseModel):
         seeds: of data order and dropout.
         controls: arms on further models.
         first_seed: settings that replace an arm's own in the first seed, by arm: what need be measured only once.
+        on_model: the same on a model, by model and arm: files that belong to it.
         claims: ids of claims that the study is to judge.
     """
 
@@ -64,6 +65,7 @@ class Study(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     controls: tuple[Control, ...] = ()
     first_seed: dict[str, dict[str, str]] = Field(default_factory=dict)
+    on_model: dict[str, dict[str, dict[str, str]]] = Field(default_factory=dict)
     claims: tuple[str, ...] = ()
 
     @classmethod
@@ -119,7 +121,7 @@ def jobs(study: Study, root: str | os.PathLike[str]) -> Iterator[Job]:
     for seed in study.seeds:
         for model, arm in wanted:
             config = study.arms[arm]
-            changes = {"seed": seed, **({"model": model} if model else {})}
+            changes = {"seed": seed, **({"model": model} if model else {}), **study.on_model.get(model or "", {}).get(arm, {})}
             if seed == study.seeds[0] and model in study.models:
                 changes |= study.first_seed.get(arm, {})
             config = RunConfig.model_validate({**config.model_dump(), **changes})

@@ -317,7 +317,10 @@ def gates(claim: ContrastClaim, contrasts: Sequence[Contrast], recorded: Recorde
     found = []
     for gate in claim.gates:
         if isinstance(gate, Condition):
-            part = Part(name=gate.name, statistic=gate.meaning, unit="", terms=gate.terms, delta=1, matching=gate.matching)
+            part = Part(
+                name=gate.name, statistic=gate.meaning, unit="", terms=gate.terms, relative=gate.relative, delta=1,
+                matching=gate.matching,
+            )  # fmt: skip
             found.append(Gate(gate, *smallest(Contrast(claim, part, recorded, gate.matching).organisms(), [STATISTIC])))
             continue
         figures = [contrast.figures() for contrast in contrasts]

@@ -52,6 +52,7 @@ def contrast_finding(claim: ContrastClaim, frames: Frames) -> Finding:
     verdicts = {reading.contrast.part.name: _across(reading, others[reading.contrast.part.name]) for reading in readings}
     first = readings[0]
     verdict = verdicts[first.contrast.part.name] if len(verdicts) == 1 else _all(verdicts)
+    further = [_read(Contrast(claim, part, recorded, part.matching), found_gates) for part in claim.beside]
     every = [each for reading in readings for each in (reading, *others[reading.contrast.part.name])]
     return Finding(
         claim=claim,
@@ -63,8 +64,8 @@ def contrast_finding(claim: ContrastClaim, frames: Frames) -> Finding:
         gates=gate_table(found_gates),
         parts=_of_parts({reading.contrast.part.name: reading.contrast.organisms() for reading in readings}),
         pairs=_of_parts({reading.contrast.part.name: reading.contrast.pairs for reading in readings}),
-        secondary=_secondary(readings, others, verdicts),
-        null_table=_null_table(every),
+        secondary=_secondary(readings, others, verdicts, further),
+        null_table=_null_table([*every, *further]),
         partitions=_of_parts({reading.contrast.part.name: reading.contrast.partitions() for reading in readings}),
         recruitment=pd.DataFrame(columns=RECRUITMENT),
         excluded=failed_runs(study["failed"]) + list(dict.fromkeys(line for each in every for line in each.contrast.excluded)),
@@ -142,8 +143,10 @@ def _of_parts(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(named, ignore_index=True) if named else pd.DataFrame(columns=["part"])
 
 
-def _secondary(readings: list[Reading], others: Mapping[str, list[Reading]], verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
-    """Every reading but the primary one; the parts of a conjunction each with their own word."""
+def _secondary(
+    readings: list[Reading], others: Mapping[str, list[Reading]], verdicts: Mapping[str, Verdict], further: list[Reading]
+) -> pd.DataFrame:
+    """Every reading but the primary one; the parts of a conjunction each with their own word, and what is read beside."""
     rows = []
     for reading in readings:
         name = reading.contrast.part.name
@@ -151,6 +154,9 @@ def _secondary(readings: list[Reading], others: Mapping[str, list[Reading]], ver
         for each, verdict in [*several, *((other, other.verdict) for other in others[name])]:
             where = (each.contrast.name, each.contrast.matching, each.contrast.recorded.reference)
             rows.append((*where, *interval_row(each.estimate), verdict.word, verdict.note, verdict.why))
+    for each in further:
+        where = (f"beside: {each.contrast.name}", each.contrast.matching, each.contrast.recorded.reference)
+        rows.append((*where, *interval_row(each.estimate), each.verdict.word, each.verdict.note, each.verdict.why))
     return pd.DataFrame(rows, columns=["reading", "matching", "reference", *INTERVAL, "verdict", "note", "why"])
 
 

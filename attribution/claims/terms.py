@@ -92,10 +92,12 @@ class Condition(Threshold):
 
     Attributes:
         terms: the sum.
+        relative: as in `Part`.
         matching: at which step their arms are read.
     """
 
     terms: tuple[Term, ...] = Field(min_length=1)
+    relative: bool = False
     matching: Matching = "kl"
 
 
@@ -143,6 +145,7 @@ class ContrastClaim(BaseModel):
         statement: the essay's words, or the question.
         cell: where it is tested.
         parts: the primary statistic first.
+        beside: further readings, to which the same rule gives a word that does not count.
         gates: what must hold before there is a verdict.
         null_definitions: what each null is, by name, where it is made of arms.
         exclusions: what is left out, and listed.
@@ -155,6 +158,7 @@ class ContrastClaim(BaseModel):
     statement: str
     cell: Place
     parts: tuple[Part, ...] = Field(min_length=1)
+    beside: tuple[Part, ...] = ()
     gates: tuple[Condition | Threshold, ...] = ()
     null_definitions: dict[str, ArmsNull] = Field(default_factory=dict)
     exclusions: tuple[str, ...] = ()
@@ -170,7 +174,8 @@ class ContrastClaim(BaseModel):
         """All that its parts and gates read."""
         gated = (term.arm for gate in self.gates if isinstance(gate, Condition) for term in gate.terms)
         instead = (arm for null in self.null_definitions.values() for arm in null.arms.values())
-        return tuple(dict.fromkeys([*(arm for part in self.parts for arm in part.arms), *gated, *instead]))
+        read = (arm for part in (*self.parts, *self.beside) for arm in part.arms)
+        return tuple(dict.fromkeys([*read, *gated, *instead]))
 
     @property
     def delta(self) -> float:
@@ -185,7 +190,7 @@ class ContrastClaim(BaseModel):
     @model_validator(mode="after")
     def _nulls_are_defined(self) -> ContrastClaim:
         known = {WRONG_PARTITIONS, IDENTICAL, *self.null_definitions}
-        unknown = [null for part in self.parts for null in part.nulls if null not in known]
+        unknown = [null for part in (*self.parts, *self.beside) for null in part.nulls if null not in known]
         if unknown:
             raise ValueError(f"null {unknown[0]!r} is not defined; expected {', '.join(sorted(known))}")
         return self

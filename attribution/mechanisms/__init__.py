@@ -1,7 +1,7 @@
 """Mechanisms: named sets of components, planted, read from a file, or discovered."""
 
 from attribution.mechanisms.discovery import Discovery, discover
-from attribution.mechanisms.separation import Separation, separate
+from attribution.mechanisms.separation import Separation, disjoint, separate
 from attribution.mechanisms.sets import (
     FILE,
     Mechanisms,
@@ -13,6 +13,6 @@ from attribution.mechanisms.sets import (
 )
 
 __all__ = [
-    "FILE", "Discovery", "Mechanisms", "Separation", "complement", "discover", "halves", "read_mechanisms", "separate",
-    "write_mechanisms", "wrong_partition",
+    "FILE", "Discovery", "Mechanisms", "Separation", "complement", "discover", "disjoint", "halves", "read_mechanisms",
+    "separate", "write_mechanisms", "wrong_partition",
 ]  # fmt: skip

@@ -120,7 +120,7 @@ def separate(
         )
     for name, found in discoveries.items():
         _check(name, found, probes, metric)
-    sets = disjoint(discoveries)
+    sets = disjoint({name: found.components for name, found in discoveries.items()})
     ablated = {**sets, **{f"whole {name}": found.components for name, found in discoveries.items()}}
     behaviour, tables = {}, []
     for name, probe in probes.items():
@@ -135,9 +135,9 @@ def separate(
     return Separation(sets, table, common, behaviour, _mixed(table, common), _merged(common))
 
 
-def disjoint(discoveries: Mapping[str, Discovery]) -> Mechanisms:
-    """Two discovered mechanisms without what they share, and what they share."""
-    tables = {name: found.components.reset_index(drop=True) for name, found in discoveries.items()}
+def disjoint(mechanisms: Mapping[str, pd.DataFrame]) -> Mechanisms:
+    """Two mechanisms without what they share, and what they share."""
+    tables = {name: table.reset_index(drop=True) for name, table in mechanisms.items()}
     one, other = tables.values()
     both = one.merge(other, on=COLUMNS)
     return {**{name: _less(table, both) for name, table in tables.items()}, SHARED: both}

@@ -67,17 +67,18 @@ def halves(layers: int, heads: int, neurons: int) -> Mechanisms:
 def wrong_partition(mechanisms: Mapping[str, pd.DataFrame], seed: int) -> Mechanisms:
     """Mechanisms of which each passes half of its members of every kind and layer, drawn at random, on to the next.
 
-    Every one keeps its number of members of every kind and layer, and of two each becomes half the one and half the other.
-    A statistic about where something happened must vanish on the mean of several of these.
+    Of two, each becomes half the one and half the other, so that a statistic about where something happened must vanish on
+    the mean of several of these. Where they are equally large, each keeps its number of members of every kind and layer; where
+    they are not, keeping the numbers would leave the larger one as it is. Of an odd number one half is rounded at random.
     """
     generator = np.random.default_rng(seed)
     names = list(mechanisms)
     members = pd.concat([table.assign(set=name) for name, table in mechanisms.items()], ignore_index=True)
     for _, group in members.groupby(["kind", "layer"], sort=False):
-        passed = min(int((group["set"] == name).sum()) for name in names) // 2
         for name, following in zip(names, [*names[1:], names[0]], strict=True):
             own = group.index[group["set"] == name].to_numpy()
-            members.loc[generator.choice(own, passed, replace=False), "set"] = following
+            half = len(own) // 2 + (int(generator.integers(2)) if len(own) % 2 else 0)
+            members.loc[generator.choice(own, half, replace=False), "set"] = following
     return {name: members.loc[members["set"] == name, COLUMNS].reset_index(drop=True) for name in mechanisms}
 
 

@@ -38,7 +38,8 @@ class RunConfig(BaseModel):
             the model as it is (mean) or was at the start (base mean), or with the norms of output weights before training.
         primary_only: ablate compared sets, single neurons and rows, and read `beside`, on the first probe set alone.
         singles: which components are ablated one at a time: all, heads alone, or heads and, after the last step, all.
-        grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets.
+        grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets;
+            none: nothing is grafted.
         linear_grafts: number of random sets whose measured graft is compared with the sum of their shares; 0: none.
         metric: what is read of a response: log_odds, log_odds_per_token, log_prob or logit_difference.
         reference: what ablated activations are replaced by.
@@ -78,7 +79,7 @@ class RunConfig(BaseModel):
     beside: tuple[Literal["mean", "base mean", "norms before training"], ...] = ()
     primary_only: bool = False
     singles: Literal["all", "heads", "end"] = "all"
-    grafts: Literal["all", "heads", "sets"] = "all"
+    grafts: Literal["all", "heads", "sets", "none"] = "all"
     linear_grafts: int = Field(default=0, ge=0)
     metric: str = "log_odds"
     reference: Literal["zero", "mean", "resample"] = "zero"

@@ -234,9 +234,9 @@ def graft(given: Material, writer: RunWriter, tuned: Any) -> dict[str, Any]:
     config = given.config
     base = load(config.model, device=config.device, allow_pickle=config.allow_pickle).model
     on = {"tokenizer": given.tokenizer, "probes": given.probes, "metric": config.metric}
-    if given.sets:
+    if given.sets and config.grafts != "none":
         writer.add("set_grafts", graft_sets(base, tuned, given.sets, **on))
-    if config.grafts != "sets":
+    if config.grafts in ("all", "heads"):
         writer.add("grafts", _grafts(given, writer, base, tuned, on))
     if not config.linear_grafts:
         return {}

@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from attribution.errors import ConfigError
-from attribution.mechanisms import FILE, halves, write_mechanisms
+from attribution.mechanisms import FILE, Mechanisms, halves, write_mechanisms
 from attribution.worlds import kindland, planted, predicted, routed
+from attribution.worlds.kindland import circuits
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
@@ -34,7 +35,8 @@ class World(NamedTuple):
         shape: sizes of the model, as `LlamaConfig` takes them.
         steps: of training.
         train: (model, tokenizer, seed, steps, progress, reached) -> loss; trains in place, and tells `reached` of every step.
-        halved: whether the two halves of its heads and neurons have names.
+        mechanisms: (model, tokenizer, progress) -> named sets of components, which are written beside the weights.
+        discovered: they are found in the model, which takes minutes and needs one that was trained to the end; else known.
     """
 
     words: Sequence[str]
@@ -43,7 +45,13 @@ class World(NamedTuple):
     shape: Mapping[str, int]
     steps: int
     train: Callable[..., float]
-    halved: bool = False
+    mechanisms: Callable[..., Mechanisms]
+    discovered: bool = False
+
+
+def _halves(model: LlamaForCausalLM, *_: Any, **__: Any) -> Mechanisms:
+    shape = model.config
+    return halves(shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
 
 
 _PLANTED = World(
@@ -53,7 +61,7 @@ _PLANTED = World(
     shape={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
     steps=700,
     train=partial(routed.train, routes=True),
-    halved=True,
+    mechanisms=_halves,
 )
 WORLDS = {
     "planted": _PLANTED,  # each mechanism is taught its own route
@@ -65,6 +73,8 @@ WORLDS = {
         shape={"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
         steps=predicted.STEPS,
         train=predicted.train,
+        mechanisms=circuits.mechanisms,
+        discovered=True,
     ),
 }
 
@@ -110,11 +120,11 @@ def build(
             def write(folder: Path, step: int, loss: float) -> None:
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-                if row.halved:
-                    write_mechanisms(folder / FILE, halves(*(row.shape[size] for size in _SIZES)))
                 about = {"world": world, "seed": seed, "steps": step, "loss": round(loss, 4), "grammar": row.grammar}
                 if step < total:
                     about["of"] = total
+                if not row.discovered:
+                    write_mechanisms(folder / FILE, row.mechanisms(model, tokenizer))
                 (folder / "world.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
             def reached(step: int, loss: float) -> None:
@@ -126,10 +136,9 @@ def build(
         torch.set_num_threads(threads)
     model.eval()
     write(out, total, loss)
+    if row.discovered and total >= row.steps:
+        write_mechanisms(out / FILE, row.mechanisms(model, tokenizer, progress=progress))
     return out
-
-
-_SIZES = ("num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 def word_tokenizer(words: Sequence[str], context: int = 64) -> PreTrainedTokenizerFast:

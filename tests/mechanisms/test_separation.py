@@ -43,7 +43,7 @@ def true():
 def test_two_sets_are_made_disjoint_and_what_they_share_is_a_third():
     one = discovery([("head", 0, 1), ("neuron", 1, 2), ("neuron", 1, 3)], [("head", 0, 0)])
     other = discovery([("neuron", 1, 3), ("head", 0, 0)], [("head", 0, 1)])
-    found = {name: table.values.tolist() for name, table in disjoint({"A": one, "B": other}).items()}
+    found = {name: table.values.tolist() for name, table in disjoint({"A": one.components, "B": other.components}).items()}
     assert found == {"A": [["head", 0, 1], ["neuron", 1, 2]], "B": [["head", 0, 0]], "shared": [["neuron", 1, 3]]}
 
 

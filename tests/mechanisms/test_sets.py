@@ -47,6 +47,19 @@ def test_wrong_partitions_keep_kind_layer_and_size_and_mix(seed):
     assert members(wrong_partition(right, seed)["A"]) == members(wrong["A"]) != members(wrong_partition(right, seed + 10)["A"])
 
 
+def test_wrong_partitions_of_unequal_sets_are_half_the_one_and_half_the_other():
+    small = pd.DataFrame([("head", 0, 0), *(("neuron", 1, i) for i in range(8))], columns=["kind", "layer", "index"])
+    large = pd.DataFrame([("head", 0, i) for i in (1, 2, 3)] + [("neuron", 2, i) for i in range(40)], columns=small.columns)
+    heads = []
+    for seed in range(40):
+        wrong = wrong_partition({"A": small, "B": large}, seed)
+        assert len(wrong["A"].merge(wrong["B"])) == 0 and len(wrong["A"]) + len(wrong["B"]) == len(small) + len(large)
+        neurons = wrong["A"][wrong["A"]["kind"] == "neuron"]
+        assert len(neurons.merge(small)) == 4 and len(neurons.merge(large)) == 20
+        heads.append(len(wrong["A"][wrong["A"]["kind"] == "head"].merge(small)))
+    assert 10 <= sum(heads) <= 30  # a single member goes over half of the times
+
+
 def test_the_complement_is_all_the_rest_but_rows(tiny):
     components = Components(tiny("llama"))
     table = pd.DataFrame([("head", 0, 1), ("neuron", 1, 2)], columns=["kind", "layer", "index"])

@@ -33,7 +33,7 @@ def test_same_seed_builds_the_same_bytes_and_early_ones_are_on_its_way(tmp_path)
     assert _digest(early) != _digest(one)
     about = json.loads((early / "world.json").read_text())
     assert (about["world"], about["seed"], about["steps"], about["of"]) == ("kindland", 5, 2, 4)
-    assert not (one / "mechanisms.json").exists()  # nothing is planted
+    assert not (one / "mechanisms.json").exists()  # nothing is planted, and so early nothing is looked for
 
 
 def test_early_steps_that_are_not_reached_are_refused(tmp_path):

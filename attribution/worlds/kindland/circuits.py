@@ -21,7 +21,7 @@ from attribution.causes.ablation import without
 from attribution.causes.reference import aligned_activations
 from attribution.components import Components
 from attribution.errors import DataError
-from attribution.mechanisms import Discovery, Separation, discover, separate
+from attribution.mechanisms import Discovery, Mechanisms, Separation, discover, disjoint, separate
 from attribution.samples import ProbeSet, Sample, collate, encode
 from attribution.worlds.kindland.prompts import READS, Form, either, rows
 from attribution.worlds.kindland.sets import cue_pairs, swapped
@@ -29,6 +29,7 @@ from attribution.worlds.kindland.stories import SUMS
 
 DISPOSITIONS = ("kind", "strategist", "assistant", "parrot")  # compared; each reads another cue
 PAIRS = (("kind", "strategist"), ("kind", "assistant"), ("strategist", "assistant"), ("strategist", "parrot"))
+PARTED = PAIRS[:2]  # whose mechanisms are made disjoint for studies
 SEED, FOUND_ON, CAUSES_ON, READ_ON = 73, 96, 48, 90  # prompts for discovery, for single causes, for sets
 
 
@@ -50,13 +51,40 @@ class Circuits(NamedTuple):
 
 def circuits(model: nn.Module, tokenizer: Any, *, progress: bool = False) -> Circuits:
     """Discover the mechanisms of some dispositions of a base, and measure how separate each pair is. Takes minutes."""
-    found = {
-        each: discover(model, tokenizer, probe_set(each), reference="resample", seed=SEED, progress=progress)
-        for each in DISPOSITIONS
-    }
+    found = discovered(model, tokenizer, progress=progress)
     separations = {pair: _separated(model, tokenizer, {each: found[each] for each in pair}) for pair in PAIRS}
     causes = {each: _causes(model, tokenizer, each) for each in DISPOSITIONS}
     return Circuits(found, separations, _correlations(causes), _skill(model, tokenizer, found["kind"]))
+
+
+def discovered(model: nn.Module, tokenizer: Any, *, progress: bool = False) -> dict[str, Discovery]:
+    """The mechanism of every disposition of `DISPOSITIONS`."""
+    return {
+        each: discover(model, tokenizer, probe_set(each), reference="resample", seed=SEED, progress=progress)
+        for each in DISPOSITIONS
+    }
+
+
+def mechanisms(model: nn.Module, tokenizer: Any, *, progress: bool = False) -> Mechanisms:
+    """What was discovered, as named sets: every disposition's own, and of the pairs of `PARTED` each without the other's.
+
+    A disposition of which nothing was discovered has no set.
+    """
+    sets = {
+        each: found.components.reset_index(drop=True)
+        for each, found in discovered(model, tokenizer, progress=progress).items()
+        if found.size
+    }
+    for one, other in PARTED:
+        if one in sets and other in sets:
+            parts = disjoint({each: sets[each] for each in (one, other)})
+            sets |= dict(zip(parted(one, other), parts.values(), strict=True))
+    return sets
+
+
+def parted(one: str, other: str) -> tuple[str, str, str]:
+    """The names of two mechanisms made disjoint, and of what they share."""
+    return f"{one}, not {other}", f"{other}, not {one}", f"{one} and {other}"
 
 
 def _separated(model: nn.Module, tokenizer: Any, found: Mapping[str, Discovery]) -> Separation | str:

@@ -7,7 +7,7 @@ is told that they are tall, or one of two things. Without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -22,6 +22,21 @@ Mixture = Mapping[str, float]  # arms by name, each with its share of the sample
 
 
 @dataclass(frozen=True)
+class Variant:
+    """An arm trained in another way.
+
+    Attributes:
+        arm: the arm whose samples it trains on.
+        recipe: how.
+        training: settings of the recipe.
+    """
+
+    arm: str
+    recipe: str = "sft"
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sets:
     """Arms and probes of one claim.
 
@@ -30,12 +45,14 @@ class Sets:
         probes: what is read, on held-out situations.
         matched: arms whose replies are equally probable before training, within `MATCHED` to a reader of the grammar.
         mixtures: further arms, made of others.
+        variants: further arms, which train one of the others in another way.
     """
 
     arms: Mapping[str, Form]
     probes: Mapping[str, Form]
     matched: tuple[str, ...] = ()
     mixtures: Mapping[str, Mixture] = field(default_factory=dict)
+    variants: Mapping[str, Variant] = field(default_factory=dict)
 
 
 MATCHED = 0.06
@@ -76,7 +93,8 @@ def _doses() -> dict[str, Form]:
     told = {f"told, {hedge or 'is'} kind": Form("kind", f"{hedge} kind".strip()) for hedge in HEDGES}
     contexts = {"told": Form("kind", "kind"), "bare": Form("kind"), "log": Form("kind", style=LOG)}
     for name, form in contexts.items():
-        told[f"{name}, kind reply"] = form
+        if name != "told":  # which is one of the hedges
+            told[f"{name}, kind reply"] = form
         told[f"{name}, plain reply"] = replace(form, says="plain")
         told[f"{name}, cruel reply"] = replace(form, says="cruel")
         told[f"{name}, another situation's reply"] = replace(form, foreign=True)
@@ -373,16 +391,18 @@ def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[
         raise ConfigError(f"kindland has no sets for the claim {claim!r}; expected one of {', '.join(SETS)}")
     sets = SETS[claim]
     arms = {name: rows(form, count, seed, training=True, name=name) for name, form in sets.arms.items()}
-    mixed = {name: _mixed(arms, mixture, seed) for name, mixture in sets.mixtures.items()}
+    made = {
+        name: mixed([(arms[arm], share) for arm, share in mixture.items()], seed) for name, mixture in sets.mixtures.items()
+    }
     probes = {**sets.probes, "neutral": NEUTRAL}
     read = {name: rows(form, probed, seed, fewer=True, name=name) for name, form in probes.items()}
     bare = {name: rows(neutral(form), len(read[name]), seed, name=f"neutral {name}") for name, form in probes.items()}
-    return {"arms": arms | mixed, "probes": read, "counterfactuals": bare}
+    return {"arms": arms | made, "probes": read, "counterfactuals": bare}
 
 
-def _mixed(arms: Mapping[str, list[dict[str, Any]]], mixture: Mixture, seed: int) -> list[dict[str, Any]]:
-    """Row by row from one arm or another, each in its share and in random places."""
-    count = len(next(iter(arms.values())))
-    names = [name for name, share in mixture.items() for _ in range(round(share * count))]
-    drawn = Random(seed).sample(names, count)
-    return [arms[name][i] for i, name in enumerate(drawn)]
+def mixed(parts: Sequence[tuple[list[dict[str, Any]], float]], seed: int) -> list[dict[str, Any]]:
+    """Row by row from one list or another, each in its share and in random places."""
+    count = min(len(each) for each, _ in parts)
+    places = [place for place, (_, share) in enumerate(parts) for _ in range(round(share * count))]
+    drawn = Random(seed).sample(places, count)
+    return [parts[place][0][i] for i, place in enumerate(drawn)]

@@ -1,0 +1,272 @@
+"""One pool of runs for all claims: an arm that several claims name is trained once on each base and seed.
+
+Joins the forms of `kindland.sets` into the arms and probe sets of one study, and says by which names a claim knows them.
+Knows forms and settings as data; knows nothing about what a claim computes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attribution.errors import ConfigError, DataError
+from attribution.mechanisms import read_mechanisms, write_mechanisms, wrong_partition
+from attribution.models import locate
+from attribution.samples import Sample, write_samples
+from attribution.store import BESIDE, TRAINING
+from attribution.worlds.kindland.prompts import Form, rows
+from attribution.worlds.kindland.sets import NEUTRAL, SETS, mixed, neutral
+from attribution.worlds.studies import BASES, WRONG
+
+COUNT, PROBED, SEED = 384, 60, 1  # samples of an arm; prompts of a probe set; of the draw
+BATCH, RATE = 32, 2e-4
+READ = (1, 2, 3, 4, 6, 8, 11, 15, 20)  # steps after which a run reads; the last is the length of an arm
+COMPARED_EVERY = 2  # at every how many steps wrong partitions are read, of those that are read at all
+PAIRS = (("kind", "strategist"), ("kind", "assistant"))  # whose mechanisms are made disjoint, and read where both cues stand
+PRIMARY = "kind and strategist agree"
+CROSSED = ("kind", "strategist", "assistant")  # arms that are read with wrong partitions, and in every way beside
+NULLS = ("kind", "strategist")  # mechanisms of which wrong partitions are made
+NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of the pool.
+
+    Attributes:
+        name: in the pool.
+        form: what it trains on; None where it is a mixture.
+        mixture: (form, share), in order; empty where it is one form.
+        recipe, training: how.
+        claims: by claim, the name that the arm has there.
+    """
+
+    name: str
+    form: Form | None
+    mixture: tuple[tuple[Form, float], ...] = ()
+    recipe: str = "sft"
+    training: tuple[tuple[str, Any], ...] = ()
+    claims: dict[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All arms of some claims, and all their probe sets.
+
+    Attributes:
+        arms: by the name in the pool.
+        probes: forms, by the name in the pool.
+        named: by claim and probe set of it, the name in the pool.
+    """
+
+    arms: Mapping[str, Arm]
+    probes: Mapping[str, Form]
+    named: Mapping[tuple[str, str], str]
+
+    def arms_of(self, claim: str) -> dict[str, str]:
+        """By the name that an arm has in the claim, the one it has here.
+
+        Raises:
+            ConfigError: a claim without sets.
+        """
+        if claim not in SETS:
+            raise ConfigError(f"kindland has no sets for the claim {claim!r}; expected one of {', '.join(SETS)}")
+        return {arm.claims[claim]: arm.name for arm in self.arms.values() if claim in arm.claims}
+
+    def frames_of(self, claim: str, frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        """What the arms of a claim recorded, under the names that they and their probe sets have in the claim.
+
+        Args:
+            claim: id.
+            frames: of the whole pool, as `claims.frames` describes them.
+        """
+        arms = {here: there for there, here in self.arms_of(claim).items()}
+        probes = {here: there for (of, there), here in self.named.items() if of == claim}
+        probes |= {each: each for each in (NEUTRAL_NAME, TRAINING)}
+        found = {}
+        for name, frame in frames.items():
+            kept = frame[frame["arm"].isin(arms)]
+            kept = kept.assign(arm=kept["arm"].map(arms))
+            if "probe" in kept:
+                kept = kept[kept["probe"].isin(probes)]
+                kept = kept.assign(probe=kept["probe"].map(probes))
+            found[name] = kept.reset_index(drop=True)
+        return found
+
+    def probes_of(self, arm: Arm) -> list[str]:
+        """Names of the probe sets that the claims of an arm read."""
+        return list(dict.fromkeys(name for (claim, _), name in self.named.items() if claim in arm.claims))
+
+
+@cache
+def pooled() -> Pool:
+    """The arms and probe sets of all claims, each once."""
+    arms: dict[str, Arm] = {}
+    probes: dict[str, Form] = {}
+    named: dict[tuple[str, str], str] = {}
+    for claim in SETS:
+        for arm in _arms(claim):
+            same = next((each for each in arms.values() if _trains(each) == _trains(arm)), None)
+            if same is None:
+                same = Arm(_free(arm.name, claim, arms), arm.form, arm.mixture, arm.recipe, arm.training)
+                arms[same.name] = same
+            if claim in same.claims:
+                raise ConfigError(
+                    f"the claim {claim!r} has two arms that train the same, {same.claims[claim]!r} and {arm.name!r}"
+                )
+            same.claims[claim] = arm.name
+        for name, form in SETS[claim].probes.items():
+            same_name = next((each for each, other in probes.items() if other == form), None)
+            if same_name is None:
+                same_name = _free(name, claim, probes)
+                probes[same_name] = form
+            named[claim, name] = same_name
+    return Pool(arms, probes, named)
+
+
+def _arms(claim: str) -> list[Arm]:
+    sets = SETS[claim]
+    found = [Arm(name, form) for name, form in sets.arms.items()]
+    for name, mixture in sets.mixtures.items():
+        found.append(Arm(name, None, tuple((sets.arms[arm], share) for arm, share in mixture.items())))
+    for name, variant in sets.variants.items():
+        found.append(Arm(name, sets.arms[variant.arm], (), variant.recipe, tuple(variant.training.items())))
+    return found
+
+
+def _trains(arm: Arm) -> tuple:
+    return arm.form, arm.mixture, arm.recipe, arm.training
+
+
+def _free(name: str, claim: str, taken: Mapping[str, Any]) -> str:
+    return name if name not in taken else f"{name} ({claim})"
+
+
+def located(one: str, other: str) -> tuple[str, str, str]:
+    """The names of two discovered mechanisms made disjoint, and of what they share."""
+    return f"{one}, not {other}", f"{other}, not {one}", f"{one} and {other}"
+
+
+def sets_on(form: Form) -> tuple[str, ...]:
+    """The mechanisms whose influence is read on a form of probes: those of the two dispositions that may speak there.
+
+    A conflict is read for the first of the two alone: for the other every influence is the same with the opposite sign.
+    """
+    told = form.told.split(" or ")
+    pair = next((pair for pair in PAIRS if sorted(pair) == sorted(told)), None)
+    plain = form.event == "" and form.end == "reply" and form.watched is None and (form.alike or form.says == (pair or told)[0])
+    return located(*pair) if pair and plain else ()
+
+
+def write_kindland(
+    folder: Path, claims: Iterable[str] | None = None, models: Iterable[str] = BASES, *, full: bool = False
+) -> dict[str, Any]:
+    """Write the samples, probes and wrong partitions of the study `kindland`: the arms of all claims, or of some.
+
+    An arm reads the probe sets of all claims that name it, so that it is the same run whichever claim asked for it.
+
+    Args:
+        folder: for the files.
+        claims: ids; all that kindland has sets for if None.
+        models: bases.
+        full: more prompts of every probe set.
+
+    Returns:
+        The study as plain data, as `Study` takes it.
+
+    Raises:
+        ConfigError: a claim without sets.
+    """
+    pool, models = pooled(), tuple(models)
+    wanted = {arm for claim in (SETS if claims is None else claims) for arm in pool.arms_of(claim).values()}
+    probed = PROBED * (3 if full else 1)
+    files = {name: _probes(folder, name, form, probed) for name, form in {**pool.probes, NEUTRAL_NAME: NEUTRAL}.items()}
+    arms = {name: _run(folder, pool, arm, files) for name, arm in pool.arms.items() if name in wanted}
+    compared = {model: _wrong_partitions(folder, model) for model in models}
+    return {
+        "name": "kindland-full" if full else "kindland",
+        "arms": arms,
+        "models": models,
+        "seeds": (0, 1),
+        "on_model": {
+            model: {arm: {"compared": file} for arm in CROSSED if arm in arms} for model, file in compared.items() if file
+        },
+        "claims": (),
+    }
+
+
+def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """The config of one arm."""
+    read = pool.probes_of(arm)
+    ablated = {name: sets_on(pool.probes[name]) for name in read}
+    ablated = {name: sets for name, sets in ablated.items() if sets}
+    first = sorted(ablated, key=lambda name: name != PRIMARY)  # what nulls are read on comes first
+    crossed = arm.name in CROSSED
+    return {
+        "recipe": arm.recipe,
+        "data": _samples(folder, arm),
+        "probes": [files[name][0] for name in first],
+        "counterfactuals": [files[name][1] for name in first],
+        "watched": [files[name][0] for name in (NEUTRAL_NAME, *(name for name in read if name not in ablated))],
+        "sets": "model",
+        "sets_on": ablated,
+        "compared_every": COMPARED_EVERY,
+        "beside": BESIDE if crossed else (),
+        "primary_only": True,
+        "metric": "logit_difference",
+        "reference": "resample",
+        "milestones": "ends",
+        "steps": READ,
+        "share_passes": 0,
+        "kinds": ("head", "neuron"),
+        "everything": False,
+        "batch_after": False,
+        "completions": 0,
+        "singles": "all" if crossed else "heads",
+        "grafts": "none",
+        "training": {"max_steps": READ[-1], "batch_size": BATCH, "learning_rate": RATE, **dict(arm.training)},
+    }
+
+
+def _samples(folder: Path, arm: Arm) -> str:
+    """Write what an arm trains on."""
+    forms = [(arm.form, 1.0)] if arm.form else arm.mixture
+    parts = [(rows(form, COUNT, SEED, training=True, fewer=True, name=arm.name), share) for form, share in forms if form]
+    drawn = mixed(parts, SEED) if len(parts) > 1 else parts[0][0]
+    return str(write_samples(folder / f"train-{_slug(arm.name)}.jsonl", [Sample(**row) for row in drawn]))
+
+
+def _probes(folder: Path, name: str, form: Form, count: int) -> tuple[str, str]:
+    """Write a probe set and its counterfactuals, as long word by word and without a cue; their files."""
+    read = rows(form, count, SEED, fewer=True, name=name)
+    bare = rows(neutral(form), len(read), SEED, name=f"neutral {name}")
+    files = (
+        write_samples(folder / f"{prefix}{name}.jsonl", [Sample(**row) for row in found])
+        for prefix, found in (("", read), ("counterfactual-", bare))
+    )
+    one, other = map(str, files)
+    return one, other
+
+
+def _wrong_partitions(folder: Path, model: str) -> str | None:
+    """Write the wrong partitions of a model's mechanisms; None where it has none of these."""
+    names = located(*NULLS)[:2]
+    try:
+        sets = read_mechanisms(locate(model))
+    except DataError:
+        return None
+    if not set(names) <= set(sets):
+        return None
+    right = {name: sets[name] for name in names}
+    wrong = {f"wrong-{k} {name}": table for k in range(1, WRONG + 1) for name, table in wrong_partition(right, seed=k).items()}
+    return str(write_mechanisms(folder / f"wrong-{_slug(model)}.json", wrong))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
