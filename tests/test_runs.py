@@ -513,3 +513,20 @@ def test_contexts_reach_probes_causes_and_the_trainer(tmp_path, data):
     total = found.steps["batch_before"].iloc[0]  # of four replies of the model's own, in the bare prompt
     sums = [sum(chosen) for chosen in combinations_with_replacement(replies, 4)]
     assert min(abs(total - each) for each in sums) < 1e-3
+
+
+def test_what_is_near_the_output_is_grafted_and_the_trained_model_kept(tmp_path, data):
+    config = config_of(data, share_passes=0, singles="heads", grafts="depth", keep=True, probes=(data["agree"],))
+    run(config, tmp_path / "run", page=False)
+    found = read_run(tmp_path / "run")
+    table = found.group_grafts.astype({"probe": str, "group": str}).set_index(["probe", "group"])
+    assert set(table.index) == {(p, g) for p in (TRAINING, "agree") for g in ("rows", "last layer", "both")}
+    tuned, base = at.load(str(tmp_path / "run" / "model")), at.load("planted")
+    groups = {"rows": [("row", -1, i) for i in range(101)]}
+    probes = [at.ProbeSet.read(data["agree"])]
+    expected = at.graft(base.model, tuned.model, groups, tokenizer=base.tokenizer, probes=probes).iloc[0]
+    for column in ("graft", "prune"):
+        assert table.loc[("agree", "rows"), column] == pytest.approx(expected[column], abs=1e-5)
+        assert abs(table.loc[("agree", "rows"), column]) > 1e-4
+    whole = found.probes[found.probes["probe"] == TRAINING].set_index("step")["metric"]
+    assert table.loc[(TRAINING, "both"), "total"] == pytest.approx(whole[2] - whole[0], abs=1e-4)

@@ -39,7 +39,7 @@ class RunConfig(BaseModel):
         primary_only: ablate compared sets, single neurons and rows, and read `beside`, on the first probe set alone.
         singles: which components are ablated one at a time: all, heads alone, or heads and, after the last step, all.
         grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets;
-            none: nothing is grafted.
+            none: nothing is grafted; depth: rows, the last layer, and both, from which what is shallow of a change follows.
         linear_grafts: number of random sets whose measured graft is compared with the sum of their shares; 0: none.
         metric: what is read of a response: log_odds, log_odds_per_token, log_prob or logit_difference.
         reference: what ablated activations are replaced by.
@@ -58,6 +58,7 @@ class RunConfig(BaseModel):
         seed: of data order and dropout.
         device: where the model lives, cpu or cuda.
         allow_pickle: open weights stored as pickle too, which can run code; only for files that you trust.
+        keep: write the trained model too, as a folder that any other run can begin from.
         checkpoint_seconds: a run that is killed loses at most what it did in this time; its checkpoints are removed when it is
             finished. None: none are asked for, and those that the recipe asks for are kept.
         inputs: SHA-256 of every file of samples and sets; filled in by the run, and checked when it is replayed.
@@ -79,7 +80,7 @@ class RunConfig(BaseModel):
     beside: tuple[Literal["mean", "base mean", "norms before training"], ...] = ()
     primary_only: bool = False
     singles: Literal["all", "heads", "end"] = "all"
-    grafts: Literal["all", "heads", "sets", "none"] = "all"
+    grafts: Literal["all", "heads", "sets", "depth", "none"] = "all"
     linear_grafts: int = Field(default=0, ge=0)
     metric: str = "log_odds"
     reference: Literal["zero", "mean", "resample"] = "zero"
@@ -95,6 +96,7 @@ class RunConfig(BaseModel):
     seed: int = 0
     device: str = "cpu"
     allow_pickle: bool = False
+    keep: bool = False
     checkpoint_seconds: float | None = Field(default=60.0, ge=0)
     inputs: dict[str, str] = Field(default_factory=dict)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CAUSE_SAMPLES = 64  # training samples on which causes are measured by exact ablation, spread over the file
 GRAFTED_NEURONS, GRAFTED_ROWS = 16, 24  # of a layer, and in all, by |update share| on each probe set
+KEPT = "model"  # where the trained model lies, if it is kept
 CHECKPOINTS = "trainer"  # the trainer's own directory in that of the run
 CAUSES = {"all": "every component", "heads": "every head", "end": "every head"}  # whose cause is measured, by `singles`
 
@@ -234,7 +235,12 @@ def graft(given: Material, writer: RunWriter, tuned: Any) -> dict[str, Any]:
     config = given.config
     base = load(config.model, device=config.device, allow_pickle=config.allow_pickle).model
     on = {"tokenizer": given.tokenizer, "probes": given.probes, "metric": config.metric}
-    if given.sets and config.grafts != "none":
+    if config.keep:
+        for kept in (tuned, given.tokenizer):
+            kept.save_pretrained(writer.path / KEPT)
+    if config.grafts == "depth":
+        writer.add("group_grafts", _by_depth(given, base, tuned))
+    if given.sets and config.grafts not in ("none", "depth"):
         writer.add("set_grafts", graft_sets(base, tuned, given.sets, **on))
     if config.grafts in ("all", "heads"):
         writer.add("grafts", _grafts(given, writer, base, tuned, on))
@@ -266,6 +272,31 @@ def _grafts(given: Material, writer: RunWriter, base: Any, tuned: Any, on: dict[
     named = found["set"].str.split(" ", expand=True)
     found = found.assign(kind=named[0], layer=named[1].astype(int), index=named[2].astype(int))
     return found.assign(step=int(parts["step"].max()))[["step", "probe", "kind", "layer", "index", "graft", "prune"]]
+
+
+def _by_depth(given: Material, base: Any, tuned: Any) -> pd.DataFrame:
+    """Graft and prune-back of what is near the output, on training samples and probe sets, in log-odds."""
+    import pandas as pd
+
+    from attribution.components import Components
+    from attribution.metrics import log_odds
+    from attribution.updates.graft import graft, level, readable
+
+    table = Components(base).table
+    last = table["layer"].eq(table["layer"].max()) & table["kind"].ne("row")
+    groups = {"rows": table["kind"].eq("row"), "last layer": last, "both": table["kind"].eq("row") | last}
+    probes = [given.watched[0], *given.probes]
+    found = graft(
+        base, tuned, {name: table.loc[mask, ["kind", "layer", "index"]] for name, mask in groups.items()},
+        tokenizer=given.tokenizer, probes=probes,
+    )  # fmt: skip
+    ends = []
+    for model in (base, tuned):
+        components = Components(model)
+        read = readable(components, given.tokenizer, probes)
+        ends.append({name: level(components, batches, log_odds) for name, batches in read.items()})
+    total = pd.Series(ends[1]) - pd.Series(ends[0])
+    return found.rename(columns={"set": "group"}).drop(columns="groups").assign(total=found["probe"].map(total))
 
 
 def _linear_grafts(given: Material, writer: RunWriter, base: Any, tuned: Any, on: dict[str, Any]) -> dict[Any, Any]:

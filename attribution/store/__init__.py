@@ -15,7 +15,9 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
       sets.parquet/             step x probe set x named set of components: joint ablation
       grafts.parquet/           probe set x component
       set_grafts.parquet/       probe set x named set x set ablated meanwhile
+      group_grafts.parquet/     probe set x group of components, by depth
       linear_grafts.parquet/    probe set x random set of components
+      model/                    the trained model, if it was asked for
       result.json               written last: the completion marker
 
 Every file appears under a temporary name and is renamed, so a reader never meets half of one; samples.jsonl grows by

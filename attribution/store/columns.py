@@ -105,6 +105,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "ablated": "named set that is ablated while reading, before and after; empty: none",
         "graft": "metric with the change - metric without",
     },
+    "group_grafts": {
+        "probe": "name of the probe set, or of the training samples, of which log-odds are read",
+        "group": "rows: all unembedding rows; last layer: its heads and neurons; both: these together",
+        "graft": "metric(start + the group's change) - metric(start)",
+        "prune": "metric(end) - metric(end - the group's change)",
+        "total": "metric(end) - metric(start)",
+    },
     "linear_grafts": {
         "probe": _KEY["probe"],
         "number": "of a random set of components, 0, 1, …; each has as many of every kind and layer as any other",

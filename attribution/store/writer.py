@@ -179,7 +179,7 @@ def _narrow(rows: pd.DataFrame) -> pd.DataFrame:
             rows[column] = rows[column].astype("int16")
         elif column in ("step", "index", "number"):
             rows[column] = rows[column].astype("int32")
-        elif column in ("probe", "kind", "part", "set", "ablated", "reference"):
+        elif column in ("probe", "kind", "part", "set", "group", "ablated", "reference"):
             rows[column] = rows[column].astype("category")
         elif column in ("resolved", "skipped"):
             rows[column] = rows[column].astype("boolean")
