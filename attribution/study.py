@@ -20,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attribution.errors import AttributionError, ConfigError, RunError
 from attribution.runs import RunConfig, digests, directory, first_error, run
-from attribution.store import is_finished, read_run, write_atomic, write_json
+from attribution.store import TRAINING, is_finished, read_run, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SLOTS = 2  # runs at once, of one thread each
 FRAMES = ("sets", "probes", "set_grafts")
+ALWAYS = ("neutral", TRAINING)  # probe sets that every claim reads, by which arms are matched
 
 
 class Control(BaseModel):
@@ -43,6 +44,20 @@ class Control(BaseModel):
     arms: tuple[str, ...]
 
 
+class Names(BaseModel):
+    """What arms and probe sets of a study are called in one of its claims, by their names in the study.
+
+    Attributes:
+        arms: those that the claim compares.
+        probes: those that it reads, beside the ones that every claim does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    arms: dict[str, str]
+    probes: dict[str, str]
+
+
 class Study(BaseModel):
     """What a study runs.
 
@@ -55,6 +70,7 @@ class Study(BaseModel):
         first_seed: settings that replace an arm's own in the first seed, by arm: what need be measured only once.
         on_model: the same on a model, by model and arm: files that belong to it.
         claims: ids of claims that the study is to judge.
+        named: by claim, what its arms and probe sets are called there, where they have other names here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +83,7 @@ class Study(BaseModel):
     first_seed: dict[str, dict[str, str]] = Field(default_factory=dict)
     on_model: dict[str, dict[str, dict[str, str]]] = Field(default_factory=dict)
     claims: tuple[str, ...] = ()
+    named: dict[str, Names] = Field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Study:
@@ -101,6 +118,25 @@ class Study(BaseModel):
         if arms:
             changes["arms"] = {arm: self.arms[arm] for arm in arms}
         return self.model_copy(update=changes)
+
+
+def under(names: Names, frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """What the arms of one claim recorded, under the names that they and their probe sets have in the claim.
+
+    Args:
+        names: those names.
+        frames: of the study, with the columns arm and probe; what belongs to other claims is left out.
+    """
+    probes = {**names.probes, **{each: each for each in ALWAYS}}
+    found = {}
+    for name, frame in frames.items():
+        kept = frame[frame["arm"].isin(names.arms)]
+        kept = kept.assign(arm=kept["arm"].map(names.arms))
+        if "probe" in kept:
+            kept = kept[kept["probe"].isin(probes)]
+            kept = kept.assign(probe=kept["probe"].map(probes))
+        found[name] = kept.reset_index(drop=True)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +230,8 @@ def conclude(study: Study, root: str | os.PathLike[str], failed: Mapping[Job, st
     findings, not_judged = [], {}
     for claim in study.claims:
         try:
-            findings.append(evaluate(LEDGER[claim], given).to_dict())
+            names = study.named.get(claim)
+            findings.append(evaluate(LEDGER[claim], given if names is None else under(names, given)).to_dict())
         except RunError as error:  # a study of some arms alone
             not_judged[claim] = str(error)
     write_json(place / "findings.json", findings)

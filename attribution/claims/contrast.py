@@ -15,7 +15,7 @@ import pandas as pd
 from attribution.claims.claim import Matching
 from attribution.claims.figures import ratio_to_error, relative_size, smallest, too_little, wrong_partitions
 from attribution.claims.frames import trajectories
-from attribution.claims.matching import Matched, Run, match, quantity, value_at
+from attribution.claims.matching import Matched, Run, match, quantity, reading_name, value_at
 from attribution.claims.statistics import EQUIVALENCE, Interval, organism_means, t_interval
 from attribution.claims.terms import IDENTICAL, WRONG_PARTITIONS, Condition, ContrastClaim, Part, Term
 from attribution.claims.verdict import Gate, Null
@@ -116,8 +116,7 @@ class Contrast:
 
     @property
     def name(self) -> str:
-        matched = "equal steps" if self.matching == "steps" else f"{self.matching.replace('kl', 'KL')}-matched"
-        return f"{self.part.name}, {matched}, reference {self.recorded.reference}"
+        return reading_name(self.part.name, self.matching, self.recorded.reference)
 
     # Rows
 

@@ -26,7 +26,7 @@ from attribution.claims.boost import IDENTICAL, UNROUTED, WRONG_PARTITIONS
 from attribution.claims.claim import Claim, Matching
 from attribution.claims.figures import ratio_to_error, relative_size, smallest, too_little, wrong_partitions
 from attribution.claims.frames import trajectories
-from attribution.claims.matching import Matched, Run, match, quantity, value_at
+from attribution.claims.matching import Matched, Run, match, quantity, reading_name, value_at
 from attribution.claims.statistics import Interval, organism_means, over_organisms, t_interval
 from attribution.claims.verdict import Gate, Null
 from attribution.errors import ConfigError, RunError
@@ -51,8 +51,7 @@ class View:
 
     @property
     def name(self) -> str:
-        matched = "equal steps" if self.matching == "steps" else f"{self.matching.replace('kl', 'KL')}-matched"
-        return f"{self.probes} probes, {matched}, reference {self.reference}"
+        return reading_name(f"{self.probes} probes", self.matching, self.reference)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,12 @@ from attribution.store import TRAINING
 Run = tuple[str, str, int]  # model, arm, seed
 
 
+def reading_name(what: str, matching: Matching, reference: str) -> str:
+    """How one reading of a statistic is called in tables and sentences."""
+    matched = "equal steps" if matching == "steps" else f"{matching.replace('kl', 'KL')}-matched"
+    return f"{what}, {matched}, reference {reference}"
+
+
 @dataclass(frozen=True)
 class Matched:
     """Steps at which arms that belong together are read.

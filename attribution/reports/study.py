@@ -17,6 +17,7 @@ from attribution.reports import study_figures as figures
 from attribution.reports import study_tables as tables
 from attribution.reports.document import absent, document, plotted, tabulated, text
 from attribution.reports.quantities import shown
+from attribution.reports.study_declared import declared, gates
 from attribution.reports.study_summary import study_summary
 from attribution.reports.study_tables import Finding, Record, Table, read_study
 from attribution.store import write_atomic
@@ -74,11 +75,15 @@ _CROSSOVER = (
 _PARTS = (
     "The contrast divides each difference between arms by the influence before, so that a mere rescaling of logits cancels."
 )
+_TERMS = (
+    "Every term of the sum that the claim declares, per organism, at the matched steps. Influence: what the metric loses when "
+    "the whole set is ablated; where the statistic is relative it is divided by the influence before."
+)
 _NULLS = (
     "The same statistic where no located effect can be: its whole interval must lie inside ±δ. A void null could not show one "
     "(too little influence before, or too few runs); it is no evidence, and without it a claim is not supported."
 )
-_PARTITIONS = "XXdo not enter the mean."
+_PARTITIONS = "Sets that are half the one mechanism and half the other, in every layer and kind; the null is their mean."
 _SECONDARY = (
     "Each reading differs from the primary one in one thing. The words are what the same rule would say to it; only the "
     "primary reading gives the verdict. If matching by KL and by gain give different words, the verdict is inconclusive."
@@ -122,9 +127,9 @@ def _verdicts(record: Record) -> str:
 def _asked(finding: Finding) -> str:
     excluded = [str(row["sentence"]) for row in finding.rows.get("excluded") or []]
     return (
-        f"<p>Declared before this study was run, as data:</p>{_table(tables.declared(finding))}"
+        f"<p>Declared before this study was run, as data:</p>{_table(declared(finding))}"
         f'<h3>Gates</h3><p class="note">All must pass, or the claim is not testable here.</p>'
-        f"{_table(tables.gates(finding), 'The claim has no gates.')}"
+        f"{_table(gates(finding), 'The claim has no gates.')}"
         f"<h3>Exclusions declared</h3>{_list(finding.claim.get('exclusions', []), 'None were declared.')}"
         f"<h3>Excluded in this study</h3>{_list(excluded, 'Nothing was excluded.')}"
     )
@@ -132,6 +137,8 @@ def _asked(finding: Finding) -> str:
 
 def _crossover(finding: Finding, colours: dict[str, str]) -> str:
     table = _table(tables.parts(finding))
+    if not finding.crossed:
+        return f'<p class="note">{text(_TERMS)}</p>{table or absent("No arms could be matched.")}'
     after = f'{table}<p class="note">{_PARTS} All I and Δ in nats.</p>' if table else ""
     return _drawn(lambda: figures.crossover(finding, colours), _CROSSOVER) + after
 
@@ -158,7 +165,7 @@ def _over_steps(record: Record, colours: dict[str, str]) -> str:
     """Behaviour once, and influence once per claim, or once where there is none."""
     drawn = _drawn(lambda: figures.behaviour(record, colours), _CURVES)
     drawn += f'<h3>Influence of the mechanisms</h3><p class="note">{text(_INFLUENCE)}</p>'
-    for finding in record.findings or [None]:
+    for finding in [each for each in record.findings if each.crossed] or [None]:
         drawn += plotted(lambda finding=finding: figures.influence(record, colours, finding))
     return drawn
 

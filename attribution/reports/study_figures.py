@@ -49,8 +49,11 @@ class Line:
 def verdict(finding: Finding) -> go.Figure:
     """The estimate and every null of the same statistic on one axis, with the band of ± delta."""
     table = finding.table("parts")
-    organisms = {} if table.empty else dict(zip(table["model"], table["contrast"].astype(float), strict=True))
-    lines = [Line("the contrast", finding.verdict, organisms, PALETTE[0])]
+    if "part" in table:  # of several, the primary one
+        table = table[table["part"] == finding.declared["name"]]
+    values = [] if table.empty else table[finding.statistic].astype(float)
+    organisms = dict(zip(table.get("model", []), values, strict=True))
+    lines = [Line(f"the {finding.statistic}", finding.verdict, organisms, PALETTE[0])]
     for null in finding.rows.get("nulls") or []:
         if null["reading"] == finding.reading:
             dots = partition_means(finding) if null["null"] == WRONG_PARTITIONS else {}
@@ -69,6 +72,8 @@ def readings(finding: Finding) -> go.Figure:
 
 def crossover(finding: Finding, colours: Mapping[str, str]) -> go.Figure:
     """Strengthening of each mechanism in each arm: one dot per organism, its two arms joined, with mean and interval."""
+    if not finding.crossed:
+        raise RunError("The claim is a sum of readings; its terms stand in the table.")
     table = finding.table("parts")
     if table.empty or not set(FOUR) <= set(table):
         raise RunError("Changes of influence per organism were not measured: no pair of arms could be matched.")
@@ -197,7 +202,9 @@ def _intervals(finding: Finding, lines: Sequence[Line], nothing: str) -> go.Figu
         small = go.Scatter(x=list(dots.values()), y=[-place - 0.25] * len(dots), mode="markers", hovertext=hover)
         figure.add_trace(small.update(hoverinfo="text", marker={"size": 5, "color": line.colour, "opacity": 0.8}))
     figure.update_layout(showlegend=False)
-    figure.update_xaxes(title_text=f"contrast ({label(shown(finding.claim.get('unit', ''), 60))})", zerolinewidth=2)
+    figure.update_xaxes(
+        title_text=f"{finding.statistic} ({label(shown(finding.declared.get('unit', ''), 60))})", zerolinewidth=2
+    )
     ticks = [-place for place in range(len(lines))]
     figure.update_yaxes(tickvals=ticks, ticktext=names, range=[0.5 - len(lines), 0.5], showgrid=False, zeroline=False)
     return styled(figure, 90 + _ROW * len(lines))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from attribution.reports import study_tables as tables
 from attribution.reports.quantities import shown
+from attribution.reports.study_declared import gates
 from attribution.reports.study_tables import Finding, Record, Table
 from attribution.reports.summary import escape, markdown
 
@@ -33,7 +34,7 @@ def _claim(finding: Finding) -> list[str]:
         "Nulls of the primary reading": tables.nulls(finding, primary=True),
         "Other readings": tables.secondary(finding),
         "Where the change sits": tables.recruitment(finding),
-        "Gates": tables.gates(finding),
+        "Gates": gates(finding),
     }
     return first + [piece for title, table in parts.items() for piece in _titled(title, table)]
 

@@ -18,9 +18,10 @@ import pandas as pd
 from attribution.claims.boost import WRONG_PARTITIONS
 from attribution.claims.crossover import View
 from attribution.claims.frames import NEUTRAL
+from attribution.claims.matching import reading_name
 from attribution.errors import RunError
 from attribution.reports.quantities import shown, signed
-from attribution.store import COLUMNS, TRAINING, config_hash, read_json
+from attribution.store import COLUMNS, TRAINING, read_json
 
 FRAMES = ("probes", "sets", "set_grafts")
 FOUR = {  # column of `parts`: mechanism and arm, as places in the claim's cell
@@ -65,12 +66,29 @@ class Finding:
         return (self.rows.get("verdict") or [{}])[0]
 
     @property
+    def crossed(self) -> bool:
+        """Whether the claim is a crossover of two mechanisms; else it is a sum of readings."""
+        return "mechanisms" in self.cell
+
+    @property
+    def statistic(self) -> str:
+        """Name of the statistic, and its column in the tables."""
+        return "contrast" if self.crossed else "statistic"
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What was declared of the primary statistic: its delta, unit and nulls, and of a sum its name and matching."""
+        return self.claim if self.crossed else self.claim["parts"][0]
+
+    @property
     def delta(self) -> float:
-        return float(self.claim["delta"])
+        return float(self.declared["delta"])
 
     @property
     def reading(self) -> str:
         """The primary reading by the name that it has in the table of nulls."""
+        if not self.crossed:
+            return reading_name(self.declared["name"], self.declared["matching"], self.cell["reference"])
         return View(*(self.cell.get(key, "") for key in ("probes", "matching", "reference"))).name
 
     def placed(self, column: str) -> tuple[str, str]:
@@ -217,7 +235,7 @@ def _gaps(finding: Finding) -> Iterator[str]:
         if null["reading"] == finding.reading and null["void"]:
             yield f"the null “{null['null']}” says nothing: {null['void']}."
     known = {null["null"] for null in finding.rows.get("nulls") or []}
-    yield from (f"the null “{name}” was not measured." for name in finding.claim.get("nulls", []) if name not in known)
+    yield from (f"the null “{name}” was not measured." for name in finding.declared.get("nulls", []) if name not in known)
     left = finding.table("recruitment")
     if not left.empty and "negligible" in left:
         for row in left[left["negligible"] > 0].to_dict("records"):
@@ -231,66 +249,13 @@ def _gaps(finding: Finding) -> Iterator[str]:
 # Tables
 
 
-def declared(finding: Finding) -> Table:
-    """The claim as it was declared, and whether its hash is that of these words."""
-    claim, cell = finding.claim, finding.cell
-    same = config_hash(claim) == finding.hash
-    rows = {
-        "statement": claim.get("statement"),
-        "statistic": claim.get("statistic"),
-        "unit": claim.get("unit"),
-        "smallest effect of interest, δ": number(claim.get("delta")),
-        "prediction": claim.get("prediction"),
-        "hash": f"{finding.hash} ({'of the claim as printed here' if same else 'NOT of the claim as printed here'})",
-        "nulls that must lie inside ±δ": ", ".join(claim.get("nulls", [])),
-        **{f"null: {name}": meaning for name, meaning in claim.get("null_definitions", {}).items()},
-        **{f"cell: {_CELL.get(key, key)}": _cell(value) for key, value in cell.items()},
-    }
-    return Table(["", ""], [[key, shown(value, 1000)] for key, value in rows.items() if value not in (None, "")])
-
-
-_CELL = {
-    "arms": "arms compared",
-    "reference": "ablated activations become",
-    "probes": "probe set",
-    "signs": "sign of each mechanism’s influence",
-    "matching": "arms matched by",
-    "fraction": "matched at this fraction of the smallest maximum",
-    "control": "control without located mechanisms",
-    "partitions": "wrong partitions needed per organism",
-    "void_below": "a null is void if its sets have less than this fraction of the influence before",
-}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_cell(item)}" for key, item in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-_RELATIONS = {">=": "≥", "<=": "≤"}
-
-
-def gates(finding: Finding) -> Table:
-    """Every gate with its worst figure, and where that was found."""
-    rows = [
-        [
-            shown(gate["meaning"]),
-            "not finite" if gate["value"] is None else number(gate["value"]),
-            f"{_RELATIONS.get(gate['relation'], gate['relation'])} {number(gate['threshold'])}",
-            yes(gate["passed"]),
-            shown(gate["where"] or "–"),
-        ]
-        for gate in finding.rows.get("gates") or []
-    ]
-    return Table(["gate", "value", "needed", "passed", "found in"], rows, (3, 4))
-
-
 def parts(finding: Finding) -> Table:
-    """The four changes of influence per organism, the influence before, and the contrast."""
+    """The four changes of influence per organism, the influence before, and the contrast; of a sum, every term of it."""
     table = finding.table("parts")
     if table.empty:
         return Table([], [])
+    if not finding.crossed:
+        return _terms(table)
     first, second = finding.cell["mechanisms"]
     changes = [f"Δ{shown(name, 20)} in arm {shown(arm, 20)}" for name, arm in map(finding.placed, FOUR)]
     head = ["organism", "seeds", f"I of {shown(first, 20)} before", f"I of {shown(second, 20)} before", *changes, "contrast"]
@@ -302,6 +267,20 @@ def parts(finding: Finding) -> Table:
     means = table[columns].astype("float64").mean(skipna=False)
     rows.append(["mean", "", *(signed(means[column]) for column in columns)])
     return Table(head, rows)
+
+
+def _terms(table: pd.DataFrame) -> Table:
+    """Statistic, terms and training gains of every organism, one row for each part that could be read there."""
+    hidden = ("model", "seeds", "part", "statistic", "sum", "over", "target")
+    columns = [name for name in table if name not in hidden and not str(name).startswith("step of ")]
+    named = ["part"] if "part" in table else []
+    rows = [
+        [shown(row["model"]), *(shown(row[name], 60) for name in named), number(row["seeds"]), signed(row["statistic"]),
+         *("" if pd.isna(row[column]) else signed(row[column]) for column in columns)]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    head = ["organism", *named, "seeds", "statistic", *(shown(column, 90) for column in columns)]
+    return Table(head, rows, tuple(range(1, 1 + len(named))))
 
 
 def nulls(finding: Finding, *, primary: bool) -> Table:
@@ -327,6 +306,12 @@ def nulls(finding: Finding, *, primary: bool) -> Table:
 def partitions(finding: Finding) -> Table:
     """Every wrong partition of every organism."""
     table = finding.table("partitions")
+    if not finding.crossed:
+        rows = [
+            [shown(row["model"]), shown(row["partition"]), signed(row["statistic"]), number(row["size"])]
+            for row in table.to_dict("records")
+        ]
+        return Table(["organism", "partition", "statistic", "influence before, of the real sets'"], rows, (1,))
     names = finding.cell.get("mechanisms", ["A", "B"])
     rows = [
         [shown(row["model"]), shown(row["partition"]), signed(row["contrast"]), signed(row["before_A"]),
@@ -347,7 +332,9 @@ def secondary(finding: Finding) -> Table:
         for each in finding.rows.get("secondary") or []
     ]  # fmt: skip
     return Table(
-        ["reading", "contrast [95 % interval]", "n", "word of the rule", "why"], [first, *rows] if rows else [], (3, 4)
+        ["reading", f"{finding.statistic} [95 % interval]", "n", "word of the rule", "why"],
+        [first, *rows] if rows else [],
+        (3, 4),
     )
 
 
@@ -389,6 +376,6 @@ def watched(record: Record) -> list[str]:
 def partition_means(finding: Finding) -> dict[str, float]:
     """Mean contrast of the wrong partitions of each organism: the values behind their interval."""
     table = finding.table("partitions")
-    if table.empty or WRONG_PARTITIONS not in finding.claim.get("nulls", []):
+    if table.empty or WRONG_PARTITIONS not in finding.declared.get("nulls", []):
         return {}
-    return table.groupby("model")["contrast"].mean().to_dict()
+    return table.groupby("model")[finding.statistic].mean().to_dict()

@@ -13,13 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from attribution.errors import ConfigError, DataError
 from attribution.mechanisms import read_mechanisms, write_mechanisms, wrong_partition
 from attribution.models import locate
 from attribution.samples import Sample, write_samples
-from attribution.store import BESIDE, TRAINING
+from attribution.store import BESIDE
 from attribution.worlds.kindland.prompts import Form, rows
 from attribution.worlds.kindland.sets import NEUTRAL, SETS, mixed, neutral
 from attribution.worlds.studies import BASES, WRONG
@@ -32,6 +30,14 @@ PAIRS = (("kind", "strategist"), ("kind", "assistant"))  # whose mechanisms are 
 PRIMARY = "kind and strategist agree"
 CROSSED = ("kind", "strategist", "assistant")  # arms that are read with wrong partitions, and in every way beside
 NULLS = ("kind", "strategist")  # mechanisms of which wrong partitions are made
+SETS_OF = {  # claims that rest on the sets of another
+    "boost_kindland": "boost",
+    "skill_strengthens_kindness": "skill_keeps_kindness",
+}
+JUDGED = (  # claims whose tests need nothing but what the pool's runs record
+    "boost_kindland", "larp", "kind_dialogue", "reasoner_not_aligned", "errors_harmless", "skill_keeps_kindness",
+    "skill_strengthens_kindness", "two_faced", "near_miss", "prompted_generalizes", "said_and_enacted",
+)  # fmt: skip
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
 
 
@@ -79,25 +85,10 @@ class Pool:
             raise ConfigError(f"kindland has no sets for the claim {claim!r}; expected one of {', '.join(SETS)}")
         return {arm.claims[claim]: arm.name for arm in self.arms.values() if claim in arm.claims}
 
-    def frames_of(self, claim: str, frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-        """What the arms of a claim recorded, under the names that they and their probe sets have in the claim.
-
-        Args:
-            claim: id.
-            frames: of the whole pool, as `claims.frames` describes them.
-        """
+    def names_of(self, claim: str) -> dict[str, dict[str, str]]:
+        """What the arms and probe sets of a claim, here by their own names, are called in the claim."""
         arms = {here: there for there, here in self.arms_of(claim).items()}
-        probes = {here: there for (of, there), here in self.named.items() if of == claim}
-        probes |= {each: each for each in (NEUTRAL_NAME, TRAINING)}
-        found = {}
-        for name, frame in frames.items():
-            kept = frame[frame["arm"].isin(arms)]
-            kept = kept.assign(arm=kept["arm"].map(arms))
-            if "probe" in kept:
-                kept = kept[kept["probe"].isin(probes)]
-                kept = kept.assign(probe=kept["probe"].map(probes))
-            found[name] = kept.reset_index(drop=True)
-        return found
+        return {"arms": arms, "probes": {here: there for (of, there), here in self.named.items() if of == claim}}
 
     def probes_of(self, arm: Arm) -> list[str]:
         """Names of the probe sets that the claims of an arm read."""
@@ -184,7 +175,8 @@ def write_kindland(
         ConfigError: a claim without sets.
     """
     pool, models = pooled(), tuple(models)
-    wanted = {arm for claim in (SETS if claims is None else claims) for arm in pool.arms_of(claim).values()}
+    told = {each: SETS_OF.get(each, each) for each in ((*SETS, *SETS_OF) if claims is None else claims)}
+    wanted = {arm for name in told.values() for arm in pool.arms_of(name).values()}
     probed = PROBED * (3 if full else 1)
     files = {name: _probes(folder, name, form, probed) for name, form in {**pool.probes, NEUTRAL_NAME: NEUTRAL}.items()}
     arms = {name: _run(folder, pool, arm, files) for name, arm in pool.arms.items() if name in wanted}
@@ -197,7 +189,8 @@ def write_kindland(
         "on_model": {
             model: {arm: {"compared": file} for arm in CROSSED if arm in arms} for model, file in compared.items() if file
         },
-        "claims": (),
+        "claims": tuple(each for each in told if each in JUDGED),
+        "named": {each: pool.names_of(name) for each, name in told.items()},
     }
 
 

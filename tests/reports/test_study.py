@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attribution.claims import BOOST
+from attribution.claims import BOOST, ContrastClaim
 from attribution.errors import RunError
 from attribution.reports import study_figures, study_report, study_tables
 from attribution.reports.quantities import signed
@@ -234,6 +234,33 @@ def test_two_claims_stand_under_their_names(build_study, tmp_path):
     markup = page_of(build_study(tmp_path / "study", claims=(BOOST, BOOST.model_copy(update={"delta": 0.9}))))
     assert markup.count('<p class="big">') == 2 and section(markup, "nulls").count("<h3>boost</h3>") == 2
     assert '<p class="big">Supported</p>' in markup and '<p class="big">Contradicted</p>' in markup
+
+
+def test_a_sum_of_readings_has_a_page_too(build_study, made_frames, tmp_path):
+    """Its parts are declared term by term, its organisms listed with every term, and what is read beside it has its word."""
+    read = {"arm": "A", "set": "A", "probe": "agree"}
+    part = {"name": "<b>more</b> of A", "statistic": "A in its arm", "unit": "fraction", "relative": True, "delta": 0.1,
+            "terms": [read, {**read, "arm": "B", "weight": -1}], "nulls": ["wrong partitions", "identical arms"]}  # fmt: skip
+    same = {**part, "name": "same", "prediction": "none", "nulls": (), "delta": 0.9}
+    claim = ContrastClaim.model_validate({
+        "id": "sum", "statement": "It grows.", "parts": [part, same], "beside": [{**part, "name": "aside", "relative": False}],
+        "cell": {"world": "planted", "recipe": "sft", "optimizer": "AdamW", "reference": "zero"},
+        "gates": [{"name": "organisms", "meaning": "organisms", "relation": ">=", "value": 5}], "note": "a note",
+    })  # fmt: skip
+    frames = {name: frame[frame["model"] != BOOST.cell.control] for name, frame in made_frames().items()}
+    path = build_study(tmp_path / "study", frames, claims=(claim, BOOST))
+    markup, record = page_of(path), read_study(path)
+    verdict, asked = section(markup, "verdict"), section(markup, "asked")
+    assert '<p class="big">Supported</p>' in verdict and "A in its arm: +0.156 [+0.152, +0.16]" in verdict
+    assert "+1 × (change of influence of A on agree, arm A) -1 × (change of influence of A on agree, arm B)" in asked
+    assert "each divided by the influence before; above 0.1 fraction, matched by kl" in asked and "a note" in asked
+    assert "(of the claim as printed here)" in asked and "<b>more</b>" not in markup
+    assert "change of influence of A on agree, arm A" in section(markup, "crossover")
+    assert "beside: aside, KL-matched, reference zero" in section(markup, "secondary")
+    assert "wrong-1" in section(markup, "nulls")
+    dots = [trace for trace in study_figures.verdict(record.findings[0]).data if trace.mode == "markers" and len(trace.x) == 5]
+    assert len(dots) == 2  # organisms, and their means over wrong partitions
+    assert "same" in study_summary(record) and len(record.findings[0].table("parts")) == 10
 
 
 def test_summary(study, markup, told):

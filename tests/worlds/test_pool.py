@@ -8,7 +8,7 @@ from attribution.mechanisms import read_mechanisms, write_mechanisms
 from attribution.models import locate
 from attribution.samples import read_samples
 from attribution.store import TRAINING
-from attribution.study import Study, jobs
+from attribution.study import Names, Study, jobs, under
 from attribution.worlds import pool as pools
 from attribution.worlds.kindland.sets import SETS
 from attribution.worlds.kindland.words import HELD_OUT, HELD_OUT_NAMES, TRAINING_NAMES
@@ -57,7 +57,8 @@ def test_the_frames_of_a_claim_carry_its_own_names():
             ("assistant", "asked")]  # fmt: skip
     probes = pd.DataFrame([{**run, "arm": arm, "probe": probe} for arm, probe in rows])
     failed = pd.DataFrame([{"model": "m", "arm": "assistant", "seed": 1, "reason": "x"}])
-    found = POOL.frames_of("kind_dialogue", {"probes": probes, "failed": failed})
+    names = Names.model_validate(POOL.names_of("kind_dialogue"))
+    found = under(names, {"probes": probes, "failed": failed})
     assert found["probes"][["arm", "probe"]].values.tolist() == [["larp", probe] for _, probe in rows[:3]]
     assert found["failed"]["arm"].tolist() == ["larp"]
 

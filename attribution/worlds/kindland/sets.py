@@ -152,6 +152,7 @@ SETS: dict[str, Sets] = {
             "prompted otherwise": Form("kind", "cruel", in_context=True),
         },
         probes={**COLD, "kindness, a plain one": Form("kind", "plain"), "kindness, a kind one": Form("kind", "likely kind")},
+        variants={"context dropped": Variant("maybe prompted", "context_distillation")},
     ),
     "larp": Sets(
         arms={each: trained(each) for each in ("assistant", "kind")},

@@ -1,0 +1,51 @@
+"""The claims of the essay as declared: they name what is there, and each could come out either way."""
+
+import pytest
+
+from attribution.claims import LEDGER, Claim, ContrastClaim
+from attribution.claims.terms import Condition
+from attribution.worlds import pool as pools
+from attribution.worlds.kindland.sets import SETS
+
+POOL = pools.pooled()
+NATURAL = {name: claim for name, claim in LEDGER.items() if claim.cell.world == "kindland"}
+
+
+def read_by(claim):
+    """Everything a claim reads, as (arm, probe, set or "")."""
+    if isinstance(claim, Claim):
+        return {(arm, probe, name) for arm in claim.cell.arms for probe in claim.cell.signs for name in claim.cell.mechanisms}
+    parts = [*claim.parts, *claim.beside, *(gate for gate in claim.gates if isinstance(gate, Condition))]
+    terms = [term for part in parts for term in (*part.terms, *getattr(part, "over", ()))]
+    return {(term.arm, term.probe, term.set) for term in terms}
+
+
+@pytest.mark.parametrize("name", NATURAL)
+def test_every_arm_probe_and_mechanism_is_there(name):
+    of = pools.SETS_OF.get(name, name)
+    arms, probes = POOL.arms_of(of), SETS[of].probes
+    for arm, probe, mechanism in read_by(NATURAL[name]):
+        assert arm in arms, (name, arm)
+        assert probe in probes, (name, probe)
+        assert not mechanism or mechanism in pools.sets_on(probes[probe]), (name, probe, mechanism)
+        assert POOL.named[of, probe] in POOL.probes_of(POOL.arms[arms[arm]])
+
+
+@pytest.mark.parametrize("name", NATURAL)
+def test_a_claim_has_gates_exclusions_and_a_threshold_for_every_part(name):
+    claim = NATURAL[name]
+    assert {"organisms", "gain"} <= {gate.name for gate in claim.gates} and claim.exclusions and claim.delta > 0
+    assert claim.gates[0].value >= 5 and claim.statement[0].isupper()
+    if isinstance(claim, ContrastClaim):
+        for part in (*claim.parts, *claim.beside):
+            balanced = sum(term.weight for term in part.terms) == pytest.approx(0)
+            assert ("identical arms" in part.nulls) <= balanced, part.name  # else two seeds of one arm are no null
+            assert part.over or part.prediction == "none" or balanced == bool(part.nulls), part.name
+
+
+def test_the_pool_judges_them():
+    assert set(pools.JUDGED) == set(NATURAL) <= {*SETS, *pools.SETS_OF}
+
+
+def test_hashes_differ():
+    assert len({claim.hash for claim in LEDGER.values()}) == len(LEDGER) >= 12
