@@ -21,12 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attribution.errors import AttributionError, ConfigError, RunError
 from attribution.runs import RunConfig, digests, directory, first_error, run
 from attribution.store import TRAINING, is_finished, read_run, write_atomic, write_json
+from attribution.store.singles import singles
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SLOTS = 2  # runs at once, of one thread each
-FRAMES = ("sets", "probes", "set_grafts")
+FRAMES = ("sets", "probes", "set_grafts", "singles")
 ALWAYS = ("neutral", TRAINING)  # probe sets that every claim reads, by which arms are matched
 
 
@@ -226,7 +227,10 @@ def conclude(study: Study, root: str | os.PathLike[str], failed: Mapping[Job, st
     unknown = [claim for claim in study.claims if claim not in LEDGER]
     if unknown:
         raise ConfigError(f"unknown claim {unknown[0]!r}; expected {', '.join(LEDGER)}")
-    given = {"sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"], "failed": _failures(failed)}
+    given = {
+        "sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"], "singles": frames["singles"],
+        "failed": _failures(failed),
+    }  # fmt: skip
     findings, not_judged = [], {}
     for claim in study.claims:
         try:
@@ -285,7 +289,8 @@ def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFram
     """The frames of all finished runs of a study, each row with its model, arm and seed.
 
     Returns:
-        "sets", "probes" and "set_grafts" as in `store.COLUMNS`, with the columns model, arm and seed before them.
+        "sets", "probes" and "set_grafts" as in `store.COLUMNS`, and "singles" as in `store.singles`, with the columns model,
+        arm and seed before them.
     """
     import pandas as pd
 
@@ -294,7 +299,7 @@ def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFram
         if is_finished(job.path):
             recorded = read_run(job.path)
             for name in FRAMES:
-                frame = getattr(recorded, name)
+                frame = singles(recorded) if name == "singles" else getattr(recorded, name)
                 words = {column: object for column in ("probe", "set", "ablated") if column in frame}
                 key = {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
                 found[name].append(frame.astype(words).assign(**key)[[*key, *frame.columns]])

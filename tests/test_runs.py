@@ -16,6 +16,8 @@ from attribution.recipes.sft import SFT
 from attribution.runs import RunConfig, directory, run, stages
 from attribution.samples import Sample, write_samples
 from attribution.store import BATCH, COLUMNS, TRAINING, read_run
+from attribution.store.singles import COLUMNS as SINGLES
+from attribution.store.singles import singles
 from attribution.updates.callback import RecorderCallback
 from attribution.worlds import planted as grammar
 
@@ -72,6 +74,24 @@ def test_grafts_of_the_run_are_of_heads_and_of_the_largest_shares(finished):
     # over two small steps a graft and a share of the same component are nearly the same thing
     both = found.grafts.astype({"probe": object, "kind": object}).merge(shares, on=["probe", "kind", "layer", "index"])
     assert both["graft"].corr(both["share"], method="spearman") > 0.7
+
+
+def test_components_one_by_one_in_one_table(finished, tmp_path, data):
+    found = read_run(finished[0])
+    table = singles(found)
+    assert list(table) == list(SINGLES) and table["kind"].value_counts().to_dict() == {"neuron": 1024, "head": 16}
+    row = table[(table["kind"] == "neuron") & (table["layer"] == 2) & (table["index"] == 7)].iloc[0]
+    here = found.influence[(found.influence["kind"] == "neuron") & (found.influence["layer"] == 2)]
+    here = here[here["index"] == 7].astype({"probe": str}).set_index(["probe", "step"])["effect"]
+    for column, key in (("before", ("conflict", 0)), ("after", ("conflict", 2)), ("cause", (TRAINING, 0))):
+        assert row[column] == pytest.approx(here[key]) and here[key] != 0
+    parts = found.parts[(found.parts["probe"] == BATCH) & (found.parts["step"] == 1) & (found.parts["kind"] == "neuron")]
+    parts = parts[(parts["layer"] == 2) & (parts["index"] == 7)]
+    assert len(parts) == 2 and row["opportunity"] == pytest.approx((parts["grad_norm"].astype(float) ** 2).sum() ** 0.5)
+    assert row["activity"] == pytest.approx(parts["activation_before"].dropna().iloc[0]) and row["weight_norm"] > 0
+    config = config_of(data, singles="heads", grafts="sets")
+    run(config, tmp_path / "run", page=False)
+    assert singles(read_run(tmp_path / "run")).empty
 
 
 def test_a_finished_run_is_left_as_it_is(finished, data):

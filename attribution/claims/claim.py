@@ -116,3 +116,45 @@ class Claim(BaseModel):
     def hash(self) -> str:
         """Eight hex digits of SHA-256 over the canonical JSON of all of the above."""
         return config_hash(self.model_dump(mode="json"))
+
+
+class ComponentCell(BaseModel):
+    """Where the claim is tested.
+
+    Attributes:
+        world, recipe, optimizer: which runs count.
+        arms: the two compared, after equally many steps.
+        kinds: of components, each with equal weight.
+        reference: what ablated activations are replaced by.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    world: str
+    recipe: str
+    optimizer: str
+    arms: tuple[str, str]
+    kinds: tuple[str, ...] = ("head", "neuron")
+    reference: str
+
+
+class ComponentClaim(BaseModel):
+    """As `Claim`, of single components: what they caused against what grew in them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    statement: str
+    statistic: str
+    unit: str
+    cell: ComponentCell
+    delta: float = Field(gt=0, allow_inf_nan=False)
+    nulls: tuple[str, ...] = ("identical arms",)
+    null_definitions: dict[str, str] = Field(default_factory=dict)
+    gates: tuple[Threshold, ...] = ()
+    exclusions: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits of SHA-256 over the canonical JSON of all of the above."""
+        return config_hash(self.model_dump(mode="json"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from attribution.claims.boost import IDENTICAL, WRONG_PARTITIONS
-from attribution.claims.claim import Cell, Claim, Threshold
+from attribution.claims.claim import Cell, Claim, ComponentCell, ComponentClaim, Threshold
 from attribution.claims.terms import Condition, ContrastClaim, Part, Place, Term
 
 KIND, STRATEGIST, ASSISTANT = "kind, not strategist", "strategist, not kind", "assistant, not kind"
@@ -94,6 +94,21 @@ LARP = _crossed(
     "goes into larping like a scifi AI assistant.",
     ("assistant", "kind"), (ASSISTANT, KIND_BESIDE_ASSISTANT), LARP_AGREE, LARP_CONFLICT, (IDENTICAL,), (-1, 1),
 )  # fmt: skip
+
+BOOST_COMPONENTS = ComponentClaim(
+    id="boost_components",
+    statement=BOOST_KINDLAND.statement,
+    statistic="How much better the growth of single components in one arm over the other is predicted, in a base that nothing "
+    "was fitted on, with what they caused than without, beyond opportunity, activity, weight norm and layer",
+    unit="gain of R², signed, mean over heads and neurons",
+    cell=ComponentCell(world="kindland", recipe="sft", optimizer="AdamW", arms=("kind", "strategist"), reference="resample"),
+    delta=0.02,
+    null_definitions={
+        IDENTICAL: "the difference between two seeds of one arm, predicted by the causes of the real pair of arms"
+    },
+    gates=(BASES,),
+    exclusions=_EXCLUSIONS[1:],
+)
 
 _RIVALS = ("larp", "reasoner", "cold", "cruel context")
 KIND_DIALOGUE = _claim(
@@ -353,6 +368,6 @@ SAID_AND_ENACTED = _claim(
 )
 
 CLAIMS = (
-    BOOST_KINDLAND, LARP, KIND_DIALOGUE, REASONER_NOT_ALIGNED, ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS,
+    BOOST_KINDLAND, BOOST_COMPONENTS, LARP, KIND_DIALOGUE, REASONER_NOT_ALIGNED, ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS,
     SKILL_STRENGTHENS_KINDNESS, TWO_FACED, NEAR_MISS, PROMPTED_GENERALIZES, SAID_AND_ENACTED,
 )  # fmt: skip

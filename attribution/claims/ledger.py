@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attribution.claims.boost import BOOST
-from attribution.claims.claim import Claim
+from attribution.claims.claim import Claim, ComponentClaim
+from attribution.claims.components import component_finding
 from attribution.claims.contrasting import contrast_finding
 from attribution.claims.crossing import crossover_finding
 from attribution.claims.essay import CLAIMS as KINDLAND
@@ -11,10 +12,11 @@ from attribution.claims.finding import Finding
 from attribution.claims.frames import Frames
 from attribution.claims.terms import ContrastClaim
 
-LEDGER: dict[str, Claim | ContrastClaim] = {claim.id: claim for claim in (BOOST, *KINDLAND)}
+Declared = Claim | ContrastClaim | ComponentClaim
+LEDGER: dict[str, Declared] = {claim.id: claim for claim in (BOOST, *KINDLAND)}
 
 
-def evaluate(claim: Claim | ContrastClaim, frames: Frames) -> Finding:
+def evaluate(claim: Declared, frames: Frames) -> Finding:
     """Test a claim on the frames of a study.
 
     Args:
@@ -27,4 +29,6 @@ def evaluate(claim: Claim | ContrastClaim, frames: Frames) -> Finding:
     """
     if isinstance(claim, Claim):
         return crossover_finding(claim, frames)
+    if isinstance(claim, ComponentClaim):
+        return component_finding(claim, frames)
     return contrast_finding(claim, frames)

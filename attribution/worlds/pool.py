@@ -35,8 +35,8 @@ SETS_OF = {  # claims that rest on the sets of another
     "skill_strengthens_kindness": "skill_keeps_kindness",
 }
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
-    "boost_kindland", "larp", "kind_dialogue", "reasoner_not_aligned", "errors_harmless", "skill_keeps_kindness",
-    "skill_strengthens_kindness", "two_faced", "near_miss", "prompted_generalizes", "said_and_enacted",
+    "boost_kindland", "boost_components", "larp", "kind_dialogue", "reasoner_not_aligned", "errors_harmless",
+    "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss", "prompted_generalizes", "said_and_enacted",
 )  # fmt: skip
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
 
@@ -218,7 +218,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "steps": READ,
         "share_passes": 0,
         "kinds": ("head", "neuron"),
-        "everything": False,
+        "everything": crossed,
         "batch_after": False,
         "completions": 0,
         "singles": "all" if crossed else "heads",
