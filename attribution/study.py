@@ -207,10 +207,25 @@ def run_study(
     return failed
 
 
-def conclude(study: Study, root: str | os.PathLike[str], failed: Mapping[Job, str] | None = None) -> Path:
-    """Collect what the finished runs recorded, judge the study's claims, and write both beside the runs.
+def conclude(
+    study: Study,
+    root: str | os.PathLike[str],
+    failed: Mapping[Job, str] | None = None,
+    *,
+    into: str | os.PathLike[str] | None = None,
+    unfit: Mapping[str, str] | None = None,
+) -> Path:
+    """Collect what the finished runs recorded, judge the study's claims, and write both.
 
-    Writes study.json, frames/*.parquet and findings.json into the study's directory, and returns it.
+    Args:
+        study: what was run.
+        root: directory that holds studies.
+        failed: what went wrong, by run.
+        into: directory for study.json, frames/*.parquet and findings.json; the study's own if None.
+        unfit: models that were left out before anything was run, each with the reason.
+
+    Returns:
+        That directory.
 
     Raises:
         RunError: no run is finished.
@@ -220,7 +235,7 @@ def conclude(study: Study, root: str | os.PathLike[str], failed: Mapping[Job, st
     from attribution.updates.provenance import versions
 
     failed = failed or {}
-    place = Path(root) / study.name
+    place = Path(into or Path(root) / study.name)
     frames = collect(study, root)
     for name, frame in frames.items():
         write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
@@ -243,7 +258,7 @@ def conclude(study: Study, root: str | os.PathLike[str], failed: Mapping[Job, st
     write_json(place / "study.json", {
         "name": study.name, "arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds),
         "seconds": round(sum(run["seconds"] for run in runs), 1), "versions": versions(), "runs": runs,
-        "not_judged": not_judged,
+        "not_judged": not_judged, "unfit": dict(unfit or {}),
     })  # fmt: skip
     return place
 
@@ -254,7 +269,7 @@ def _told(job: Job, place: Path) -> dict[str, Any]:
     status = read_run(job.path).status if begun else {"state": "not run"}
     result = read_run(job.path).result if begun else None
     return {
-        "arm": job.arm, "model": job.config.model, "seed": job.config.seed, "path": str(job.path.relative_to(place)),
+        "arm": job.arm, "model": job.config.model, "seed": job.config.seed, "path": os.path.relpath(job.path, place),
         "state": status.get("state", "unknown"), "steps": status.get("steps", status.get("step", 0)),
         "seconds": result["seconds"] if result else 0.0,
     }  # fmt: skip
@@ -278,11 +293,13 @@ def embedded(name: str, root: str | os.PathLike[str], *, full: bool = False) -> 
     Raises:
         ConfigError: there is none of this name.
     """
+    from attribution.worlds.pool import write_kindland
     from attribution.worlds.studies import STUDIES
 
-    if name not in STUDIES:
-        raise ConfigError(f"unknown study {name!r}; expected {', '.join(STUDIES)}, or a JSON file")
-    return Study.model_validate(STUDIES[name](Path(root) / name / "data", full=full))
+    studies: dict[str, Callable[..., dict[str, Any]]] = {**STUDIES, "kindland": write_kindland}
+    if name not in studies:
+        raise ConfigError(f"unknown study {name!r}; expected {', '.join(studies)}, or a JSON file")
+    return Study.model_validate(studies[name](Path(root) / name / "data", full=full))
 
 
 def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:

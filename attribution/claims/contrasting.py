@@ -43,7 +43,8 @@ class Reading:
 
 def contrast_finding(claim: ContrastClaim, frames: Frames) -> Finding:
     """The test; arguments and errors as `evaluate`."""
-    study = checked(frames, claim.cell.reference)
+    influences = any(term.set for part in claim.parts for term in (*part.terms, *part.over))
+    study = checked(frames, claim.cell.reference, ("sets", "probes") if influences else ("probes",))
     recorded = Recorded(study, claim.cell.reference)
     primaries = [Contrast(claim, part, recorded, part.matching) for part in claim.parts]
     found_gates = gates(claim, primaries, recorded)

@@ -57,15 +57,16 @@ _OPTIONAL = ("probability",)  # not a number where it was not recorded
 Frames = Mapping[str, pd.DataFrame]
 
 
-def checked(frames: Frames, reference: str) -> dict[str, pd.DataFrame]:
-    """The frames with plain strings as keys and a column `reference`; grafts and failed runs may be empty.
+def checked(frames: Frames, reference: str, needed: tuple[str, ...] = ("sets", "probes")) -> dict[str, pd.DataFrame]:
+    """The frames with plain strings as keys and a column `reference`; those that are not needed may be empty.
 
     Args:
         frames: by the names above.
         reference: what rows of `sets` stand for where no column says so.
+        needed: names of those without which there is nothing to test.
 
     Raises:
-        RunError: sets or probes are missing or empty, a column is missing, or a row stands there twice.
+        RunError: a needed frame is missing or empty, a column is missing, or a row stands there twice.
     """
     unknown = set(frames) - {*COLUMNS, "singles"}  # which other tests read
     if unknown:
@@ -74,9 +75,9 @@ def checked(frames: Frames, reference: str) -> dict[str, pd.DataFrame]:
     for name, columns in COLUMNS.items():
         frame = frames.get(name)
         if frame is None or frame.empty:
-            if name in ("sets", "probes"):
+            if name in needed:
                 raise RunError(f"there are no rows of {name!r} to test a claim on; run the study's arms first")
-            found[name] = pd.DataFrame(columns=list(columns))
+            found[name] = pd.DataFrame(columns=[*columns, *(["reference"] if name == "sets" else [])])
             continue
         missing = [column for column in columns if column not in (*frame.columns, *_OPTIONAL)]
         if missing:

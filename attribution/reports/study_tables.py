@@ -216,6 +216,7 @@ def not_judged(record: Record) -> list[str]:
 def missing(record: Record) -> list[str]:
     """What was not run, not recorded, not measured or left out."""
     lines = not_judged(record)
+    lines += [f"{model} is left out: {reason}." for model, reason in (record.told.get("unfit") or {}).items()]
     for run in record.runs[record.runs["state"] != FINISHED].to_dict("records"):
         steps = f" at step {run['steps']:.0f}" if run["state"] != "not run" and pd.notna(run["steps"]) else ""
         lines.append(f"Arm {run['arm']} on {run['model']}, seed {run['seed']}: {run['state']}{steps}.")

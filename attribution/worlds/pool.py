@@ -28,6 +28,7 @@ READ = (1, 2, 3, 4, 6, 8, 11, 15, 20)  # steps after which a run reads; the last
 COMPARED_EVERY = 2  # at every how many steps wrong partitions are read, of those that are read at all
 PAIRS = (("kind", "strategist"), ("kind", "assistant"))  # whose mechanisms are made disjoint, and read where both cues stand
 PRIMARY = "kind and strategist agree"
+ALWAYS = (PRIMARY, "kind against strategist")  # probe sets that every arm reads
 CROSSED = ("kind", "strategist", "assistant")  # arms that are read with wrong partitions, and in every way beside
 NULLS = ("kind", "strategist")  # mechanisms of which wrong partitions are made
 SETS_OF = {  # claims that rest on the sets of another
@@ -91,8 +92,8 @@ class Pool:
         return {"arms": arms, "probes": {here: there for (of, there), here in self.named.items() if of == claim}}
 
     def probes_of(self, arm: Arm) -> list[str]:
-        """Names of the probe sets that the claims of an arm read."""
-        return list(dict.fromkeys(name for (claim, _), name in self.named.items() if claim in arm.claims))
+        """Names of the probe sets that every arm reads, and of those that its own claims do."""
+        return list(dict.fromkeys([*ALWAYS, *(name for (claim, _), name in self.named.items() if claim in arm.claims)]))
 
 
 @cache
@@ -156,7 +157,12 @@ def sets_on(form: Form) -> tuple[str, ...]:
 
 
 def write_kindland(
-    folder: Path, claims: Iterable[str] | None = None, models: Iterable[str] = BASES, *, full: bool = False
+    folder: Path,
+    claims: Iterable[str] | None = None,
+    models: Iterable[str] = BASES,
+    *,
+    mechanisms: Mapping[str, str] | None = None,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Write the samples, probes and wrong partitions of the study `kindland`: the arms of all claims, or of some.
 
@@ -166,6 +172,7 @@ def write_kindland(
         folder: for the files.
         claims: ids; all that kindland has sets for if None.
         models: bases.
+        mechanisms: of models that do not come with some, the file of those that were discovered.
         full: more prompts of every probe set.
 
     Returns:
@@ -180,15 +187,19 @@ def write_kindland(
     probed = PROBED * (3 if full else 1)
     files = {name: _probes(folder, name, form, probed) for name, form in {**pool.probes, NEUTRAL_NAME: NEUTRAL}.items()}
     arms = {name: _run(folder, pool, arm, files) for name, arm in pool.arms.items() if name in wanted}
-    compared = {model: _wrong_partitions(folder, model) for model in models}
+    found = mechanisms or {}
+    on_model: dict[str, dict[str, dict[str, str]]] = {}
+    for model in models:
+        own = {"sets": found[model]} if model in found else {}
+        wrong = _wrong_partitions(folder, model, found.get(model))
+        compared = {arm: {"compared": wrong} for arm in CROSSED if wrong}
+        on_model[model] = {arm: {**own, **compared.get(arm, {})} for arm in arms if own or arm in compared}
     return {
         "name": "kindland-full" if full else "kindland",
         "arms": arms,
         "models": models,
         "seeds": (0, 1),
-        "on_model": {
-            model: {arm: {"compared": file} for arm in CROSSED if arm in arms} for model, file in compared.items() if file
-        },
+        "on_model": on_model,
         "claims": tuple(each for each in told if each in JUDGED),
         "named": {each: pool.names_of(name) for each, name in told.items()},
     }
@@ -247,11 +258,11 @@ def _probes(folder: Path, name: str, form: Form, count: int) -> tuple[str, str]:
     return one, other
 
 
-def _wrong_partitions(folder: Path, model: str) -> str | None:
+def _wrong_partitions(folder: Path, model: str, mechanisms: str | None) -> str | None:
     """Write the wrong partitions of a model's mechanisms; None where it has none of these."""
     names = located(*NULLS)[:2]
     try:
-        sets = read_mechanisms(locate(model))
+        sets = read_mechanisms(mechanisms or locate(model))
     except DataError:
         return None
     if not set(names) <= set(sets):

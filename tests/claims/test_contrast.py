@@ -85,6 +85,13 @@ def test_values_that_are_known(world):
     assert np.isnan(one.recorded.read(behaviour.model_copy(update={"quantity": "probability"}), ("planted/0", "A", 0), 4.0))
 
 
+def test_a_claim_about_behaviour_needs_no_influence(world):
+    frames = routed(world().frames())
+    moved = part(terms=(Term(arm="A", probe="training samples"),), relative=False, matching="steps", nulls=())
+    found = contrast_finding(claim(moved), {"probes": frames["probes"]})
+    assert found.verdict == "supported" and found.estimate.mean == pytest.approx(1.5)
+
+
 def test_seeds_are_averaged_before_the_quotient(world):
     frames = routed(world(shift=lambda model, arm, seed: (1.0 if arm == "A" else 0.2) * seed).frames())
     found = contrast(frames, "steps", terms=(term("B", "A"),), over=(term("A", "A"),), relative=False, nulls=())

@@ -54,6 +54,11 @@ def gates(model: nn.Module, tokenizer: Any) -> pd.DataFrame:
     return pd.DataFrame(found, columns=list(Gate._fields))
 
 
+def acting_gates(model: nn.Module, tokenizer: Any) -> pd.DataFrame:
+    """The gates of acting alone, without which nothing can be asked of a model: columns as `gates`."""
+    return pd.DataFrame(_acts(_Reader(model, tokenizer)), columns=list(Gate._fields))
+
+
 def acting(disposition: str, **others: Any) -> Form:
     """One of this disposition, told so, in a scene in which everything is announced."""
     watched = True if disposition == "schemer" else None

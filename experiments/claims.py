@@ -1,0 +1,143 @@
+"""Test claims of the ledger on bases of kindland, or on a model of yours: `python -m experiments.claims CLAIM … [--help]`.
+
+Without a name, all claims that the pool of runs serves. An arm that several claims name is trained once on every base and
+seed, whichever script asked for it first; finished runs are kept, so that a study that was stopped goes on. Ends with a table
+of verdicts and the path of a page. A claim that cannot be tested on a model says so, with the figure that shows it.
+
+Every claim has a script of its own beside this one, which says what is asked and how: `python -m experiments.larp`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from attribution.errors import AttributionError
+from attribution.mechanisms import FILE, write_mechanisms
+from attribution.models import load, locate
+from attribution.reports import study_report
+from attribution.runs.quiet import quiet
+from attribution.store import write_json
+from attribution.study import Study, conclude, run_study
+from attribution.worlds.kindland import circuits, gates
+from attribution.worlds.pool import JUDGED, write_kindland
+from attribution.worlds.studies import BASES
+
+QUICK_SEEDS = 1
+
+
+def main(
+    claims: tyro.conf.Positional[tuple[str, ...]] = (),
+    model: tuple[str, ...] = BASES,
+    seeds: int = 2,
+    quick: bool = False,
+    runs: Path = Path("runs"),
+    slots: int = 2,
+) -> None:
+    """Run what the claims need, judge them, and print their verdicts.
+
+    Args:
+        claims: ids; all of the pool if none is named.
+        model: bases, or folders of models of your own.
+        seeds: training seeds of every arm, averaged within a base.
+        quick: one seed, and only the first model: shows the figures, and is too little for a verdict.
+        runs: directory that holds studies.
+        slots: runs at once.
+    """
+    quiet()
+    models, count = (model[:1], QUICK_SEEDS) if quick else (model, seeds)
+    place = tested(claims or JUDGED, models, count, runs, slots)
+    print(table(place))
+    print(study_report(place))
+
+
+def tested(claims: Sequence[str], models: Sequence[str], seeds: int, runs: Path, slots: int) -> Path:
+    """The directory of a study in which these claims were judged."""
+    mechanisms, unfit = {}, {}
+    for name in models:
+        if reason := not_testable(name):
+            unfit[name] = reason
+        elif not (Path(locate(name)) / FILE).exists():
+            mechanisms[name] = str(discovered(name, runs))
+    place = runs / "claims" / (claims[0] if len(claims) == 1 else "several")
+    fit = tuple(name for name in models if name not in unfit)
+    if not fit:
+        return _nothing(claims, unfit, place)
+    given = write_kindland(runs / "kindland" / "data", claims, fit, mechanisms=mechanisms)
+    study = Study.model_validate(given).only(seeds=seeds)
+    failed = run_study(study, runs, slots=slots)
+    return conclude(study, runs, failed, into=place, unfit=unfit)
+
+
+def not_testable(name: str) -> str:
+    """Why nothing can be concluded from a model, with the figure that shows it; "" where something can.
+
+    The shipped bases have passed what is asked here (`results/worlds.md`).
+    """
+    if name in BASES:
+        return ""
+    try:
+        found = gates.acting_gates(*load(name))
+    except AttributionError as error:
+        return str(error)
+    failed = found[found["passed"].eq(False)]
+    return "; ".join(f"{row.gate} with probability {row.value:.3f}, needed {row.needed}" for row in failed.itertuples())
+
+
+def discovered(name: str, runs: Path) -> Path:
+    """The file of a model's mechanisms, which are discovered once; takes minutes."""
+    file = runs / "kindland" / "mechanisms" / f"{Path(name).name}.json"
+    if not file.exists():
+        print(f"discovering the mechanisms of {name}", flush=True)
+        write_mechanisms(file, circuits.mechanisms(*load(name), progress=True))
+    return file
+
+
+def table(place: Path) -> str:
+    """Every claim with its verdict, estimate and reason, as text."""
+    lines = []
+    for finding in json.loads((place / "findings.json").read_text()):
+        row = finding["verdict"][0]
+        lines.append(f"{finding['claim']['id']}: {row['sentence']}")
+    told: dict[str, Any] = json.loads((place / "study.json").read_text())
+    lines += [f"{claim}: {reason}" for claim, reason in told["not_judged"].items()]
+    return "\n\n".join(lines)
+
+
+def _nothing(claims: Sequence[str], unfit: dict[str, str], place: Path) -> Path:
+    """A study without runs, which says of every claim why."""
+    reason = " ".join(f"{name}: {why}." for name, why in unfit.items())
+    write_json(place / "findings.json", [])
+    write_json(place / "study.json", {
+        "name": "kindland", "arms": [], "models": list(unfit), "seeds": [], "seconds": 0.0, "versions": {}, "runs": [],
+        "not_judged": dict.fromkeys(claims, f"not testable here: {reason}"), "unfit": unfit,
+    })  # fmt: skip
+    return place
+
+
+def script(told: str | None, *claims: str) -> None:
+    """The command line of a script of its own: the options of `main`, for these claims. `told`: what its help begins with."""
+
+    def run(
+        model: tuple[str, ...] = BASES, seeds: int = 2, quick: bool = False, runs: Path = Path("runs"), slots: int = 2
+    ) -> None:
+        """Run what the claim needs, judge it, and print the verdict.
+
+        Args:
+            model: bases, or folders of models of your own.
+            seeds: training seeds of every arm, averaged within a base.
+            quick: one seed, and only the first model: shows the figures, and is too little for a verdict.
+            runs: directory that holds studies.
+            slots: runs at once.
+        """
+        main(claims, model, seeds, quick, runs, slots)
+
+    tyro.cli(run, description=told)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,84 @@
+"""The scripts of claims: each asks for what it says, goes from runs to a page, and says what cannot be tested."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from attribution.claims import LEDGER
+from attribution.mechanisms import read_mechanisms, write_mechanisms
+from attribution.models import locate
+from attribution.store import read_json
+from attribution.worlds import pool as pools
+from attribution.worlds.build import build
+from experiments import claims as scripts
+
+FOLDER = Path(scripts.__file__).parent
+NAMED = {
+    path.stem: re.findall(r'"(\w+)"', path.read_text().rpartition("script(__doc__")[2])
+    for path in FOLDER.glob("*.py")
+    if "script(__doc__" in path.read_text()
+}
+
+
+def test_every_claim_of_the_pool_has_a_script_that_says_what_is_asked():
+    assert sorted(claim for ids in NAMED.values() for claim in ids) == sorted(pools.JUDGED)
+    for name, ids in NAMED.items():
+        doc = importlib.import_module(f"experiments.{name}").__doc__
+        assert doc and f"python -m experiments.{name}" in doc and all(f"`{claim}`" in doc for claim in ids if claim == name)
+        assert set(ids) <= set(LEDGER)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A base that knows nothing, with mechanisms put there by hand, and a pool of small runs."""
+    folder = build("kindland", 5, tmp_path / "base", steps=1, progress=False)
+    halves = read_mechanisms(locate("planted"))
+    names = [*pools.located("kind", "strategist"), *pools.located("kind", "assistant")]
+    write_mechanisms(folder / "mechanisms.json", dict(zip(names, [*halves.values()] * 3, strict=True)))
+    for name, value in (("COUNT", 16), ("PROBED", 8), ("BATCH", 8), ("READ", (1, 2))):
+        monkeypatch.setattr(pools, name, value)
+    return folder
+
+
+@pytest.mark.slow
+def test_from_arms_to_a_verdict_and_again_without_running(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scripts, "not_testable", lambda name: "it cannot act" if name == "other" else "")
+    models = (str(base), "other")
+    scripts.main(("two_faced",), model=models, seeds=1, runs=tmp_path / "runs")
+    said = capsys.readouterr().out
+    assert "two_faced: Not testable here (bases with matched arms is " in said and "needed >= 5" in said
+    place = tmp_path / "runs" / "claims" / "two_faced"
+    assert said.strip().endswith(str(place / "report.html"))
+    told = read_json(place / "study.json")
+    assert told["unfit"] == {"other": "it cannot act"} and told["arms"] == ["schemer", "kind (two_faced)"]
+    assert "other is left out: it cannot act" in (place / "report.html").read_text()
+    (finding,) = read_json(place / "findings.json")
+    assert finding["hash"] == LEDGER["two_faced"].hash and len(finding["pairs"]) <= 1
+    assert all((place / run["path"] / "result.json").exists() for run in told["runs"])
+    scripts.main(("two_faced",), model=models, seeds=1, runs=tmp_path / "runs")
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+
+
+def test_a_model_that_does_not_act_is_not_tested(base, tmp_path, capsys):
+    scripts.main(("larp", "two_faced"), model=(str(base),), runs=tmp_path / "runs")
+    said = capsys.readouterr().out
+    for claim in ("larp", "two_faced"):
+        assert re.search(rf"{claim}: not testable here: .*acts: kind with probability 0\.\d+, needed ≥ 0.85", said)
+    assert not (tmp_path / "runs" / "kindland").exists()
+    page = (tmp_path / "runs" / "claims" / "several" / "report.html").read_text()
+    assert "not testable here" in page
+
+
+def test_a_real_model_of_another_kind_is_not_tested(stories, tmp_path, capsys):
+    scripts.main(("larp",), model=(str(stories),), runs=tmp_path / "runs")
+    assert "not testable here" in capsys.readouterr().out
+
+
+def test_mechanisms_of_a_model_that_brings_none_are_discovered_once(base, tmp_path, monkeypatch):
+    (base / "mechanisms.json").unlink()
+    found = [{"kind": read_mechanisms(locate("planted"))["A"]}]
+    monkeypatch.setattr(scripts.circuits, "mechanisms", lambda *_, **__: found.pop())
+    file = scripts.discovered(str(base), tmp_path)
+    assert scripts.discovered(str(base), tmp_path) == file and set(read_mechanisms(file)) == {"kind"}
