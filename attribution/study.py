@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SLOTS = 2  # runs at once, of one thread each
-FRAMES = ("sets", "probes", "set_grafts", "singles")
+FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "singles")
 ALWAYS = ("neutral", TRAINING)  # probe sets that every claim reads, by which arms are matched
 
 
@@ -244,7 +244,7 @@ def conclude(
         raise ConfigError(f"unknown claim {unknown[0]!r}; expected {', '.join(LEDGER)}")
     given = {
         "sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"], "singles": frames["singles"],
-        "failed": _failures(failed),
+        "group_grafts": frames["group_grafts"], "failed": _failures(failed),
     }  # fmt: skip
     findings, not_judged = [], {}
     for claim in study.claims:
@@ -306,8 +306,8 @@ def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFram
     """The frames of all finished runs of a study, each row with its model, arm and seed.
 
     Returns:
-        "sets", "probes" and "set_grafts" as in `store.COLUMNS`, and "singles" as in `store.singles`, with the columns model,
-        arm and seed before them.
+        "sets", "probes", "set_grafts" and "group_grafts" as in `store.COLUMNS`, and "singles" as in `store.singles`, with the
+        columns model, arm and seed before them.
     """
     import pandas as pd
 
@@ -317,7 +317,7 @@ def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFram
             recorded = read_run(job.path)
             for name in FRAMES:
                 frame = singles(recorded) if name == "singles" else getattr(recorded, name)
-                words = {column: object for column in ("probe", "set", "ablated") if column in frame}
+                words = {column: object for column in ("probe", "set", "group", "ablated") if column in frame}
                 key = {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
                 found[name].append(frame.astype(words).assign(**key)[[*key, *frame.columns]])
     if not found["probes"]:

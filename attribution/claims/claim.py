@@ -118,14 +118,13 @@ class Claim(BaseModel):
         return config_hash(self.model_dump(mode="json"))
 
 
-class ComponentCell(BaseModel):
-    """Where the claim is tested.
+class Setting(BaseModel):
+    """Where a measured claim is tested.
 
     Attributes:
         world, recipe, optimizer: which runs count.
-        arms: the two compared, after equally many steps.
-        kinds: of components, each with equal weight.
         reference: what ablated activations are replaced by.
+        arms: those that are read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -133,13 +132,12 @@ class ComponentCell(BaseModel):
     world: str
     recipe: str
     optimizer: str
-    arms: tuple[str, str]
-    kinds: tuple[str, ...] = ("head", "neuron")
     reference: str
+    arms: tuple[str, ...]
 
 
-class ComponentClaim(BaseModel):
-    """As `Claim`, of single components: what they caused against what grew in them."""
+class MeasuredClaim(BaseModel):
+    """A claim whose statistic is one number per base, computed by a function of its own; otherwise as `Claim`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -147,12 +145,14 @@ class ComponentClaim(BaseModel):
     statement: str
     statistic: str
     unit: str
-    cell: ComponentCell
+    cell: Setting
     delta: float = Field(gt=0, allow_inf_nan=False)
-    nulls: tuple[str, ...] = ("identical arms",)
+    prediction: Literal["greater", "none"] = "greater"
+    nulls: tuple[str, ...] = ()
     null_definitions: dict[str, str] = Field(default_factory=dict)
     gates: tuple[Threshold, ...] = ()
     exclusions: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def hash(self) -> str:

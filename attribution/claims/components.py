@@ -8,21 +8,20 @@ bases. The statistic of a base is the gain of R² by C over all rivals, with the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from attribution.claims.claim import ComponentClaim
-from attribution.claims.finding import Finding, failed_runs
+from attribution.claims.claim import MeasuredClaim
 from attribution.claims.frames import Frames
-from attribution.claims.recruitment import COLUMNS as RECRUITMENT
-from attribution.claims.statistics import Interval, t_interval
+from attribution.claims.measured import STATISTIC, Measured, interval_of
 from attribution.claims.terms import IDENTICAL
-from attribution.claims.verdict import Gate, Null, decide, gate_table
+from attribution.claims.verdict import Null
 from attribution.errors import RunError
 
+KINDS = ("head", "neuron")  # of components, each with equal weight
 KEY = ["kind", "layer", "index"]
 RIVALS = ("opportunity", "activity")  # by arm, so differenced; weight norm and layer are those of the base
 SUPPORTERS, OPPOSERS = "supporters", "opposers"
@@ -45,39 +44,31 @@ class Race(NamedTuple):
     coefficient: float
 
 
-def component_finding(claim: ComponentClaim, frames: Frames) -> Finding:
-    """The test; arguments and errors as `evaluate`. `frames` holds `singles`, see `store.singles`."""
+def components(claim: MeasuredClaim, frames: Frames) -> Measured:
+    """What the claim's statistic is measured from: `singles`, see `store.singles`.
+
+    Raises:
+        RunError: the study lacks them, or one of the claim's two arms.
+    """
     if "singles" not in frames or frames["singles"].empty:
         raise RunError("the study has no run that ablated every component one by one; run its arms with singles 'all'")
     table = frames["singles"].astype({"model": str, "arm": str, "kind": str})
-    table = table[table["kind"].isin(claim.cell.kinds)]
-    differences = _differences(table, *claim.cell.arms)
-    races = _races(differences, claim.cell.kinds)
-    estimate = _estimate(races)
-    identical = _races(_of_identical(table, differences, claim.cell.arms), claim.cell.kinds)
-    nulls = {IDENTICAL: Null(_estimate(identical), "" if len(identical) else "it needs two seeds of an arm")}
-    gates = [Gate(threshold, *_figure(threshold.name, differences, claim.cell.kinds)) for threshold in claim.gates]
-    verdict = decide(estimate, claim.delta, nulls, gates, claim.nulls)
-    word = f"{verdict.word[0].upper()}{verdict.word[1:]}"
-    sentence = f"{word} ({verdict.why}). {claim.statistic}: {estimate} ({claim.unit}; δ {claim.delta:g})."
-    return Finding(
-        claim=claim,
-        verdict=verdict.word,
-        note=verdict.note,
-        sentence=sentence,
-        estimate=estimate,
-        nulls=nulls,
-        gates=gate_table(gates),
-        parts=_per_base(races),
-        pairs=races,
-        secondary=_halves(differences, claim),
-        null_table=pd.DataFrame(
-            [("primary", name, *_row(null.interval), null.inside(claim.delta), null.void) for name, null in nulls.items()],
-            columns=["reading", "null", "mean", "low", "high", "n", "unit", "inside", "void"],
-        ),
-        partitions=pd.DataFrame(columns=["model", "partition"]),
-        recruitment=pd.DataFrame(columns=RECRUITMENT),
-        excluded=failed_runs(frames["failed"]) if "failed" in frames else [],
+    first, second = claim.cell.arms
+    differences = _differences(table[table["kind"].isin(KINDS)], first, second)
+    races = _races(differences, KINDS)
+    identical = _per_base(_races(_of_identical(table, differences, (first, second)), KINDS))[STATISTIC]
+    some = {
+        SUPPORTERS: (differences[differences["cause"] > 0], KINDS),
+        OPPOSERS: (differences[differences["cause"] < 0], KINDS),
+        **{f"{kind}s alone": (differences, (kind,)) for kind in KINDS},
+    }
+    return Measured(
+        bases=_per_base(races),
+        details=races,
+        beside={name: _per_base(_races(rows, kinds))[STATISTIC] for name, (rows, kinds) in some.items()},
+        nulls={IDENTICAL: Null(interval_of(claim, identical), "" if len(identical) else "it needs two seeds of an arm")},
+        figures={},
+        excluded=[],
     )
 
 
@@ -165,38 +156,7 @@ def _races(differences: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "kind", *Race._fields])
 
 
-def _estimate(races: pd.DataFrame) -> Interval:
-    return t_interval(_per_base(races)["statistic"], unit="base, mean over kinds of component")
-
-
 def _per_base(races: pd.DataFrame) -> pd.DataFrame:
     """Mean over kinds, one row per base."""
     means = races.groupby("model")[list(Race._fields)].agg(lambda values: values.mean(skipna=False)).reset_index()
-    return means.rename(columns={"gain": "statistic"}).assign(seeds=1)
-
-
-def _figure(name: str, differences: pd.DataFrame, kinds: Sequence[str]) -> tuple[float, str]:
-    if name == "organisms":
-        whole = differences.groupby("model")["kind"].nunique()
-        return float((whole == len(kinds)).sum()), ""
-    raise RunError(f"unknown gate {name!r}; expected organisms")
-
-
-def _halves(differences: pd.DataFrame, claim: ComponentClaim) -> pd.DataFrame:
-    """The same among components that support the outputs of arm A more than those of arm B, among opposers, and by kind."""
-    some: Mapping[str, tuple[pd.DataFrame, Sequence[str]]] = {
-        SUPPORTERS: (differences[differences["cause"] > 0], claim.cell.kinds),
-        OPPOSERS: (differences[differences["cause"] < 0], claim.cell.kinds),
-        **{f"{kind}s alone": (differences, (kind,)) for kind in claim.cell.kinds},
-    }
-    rows = []
-    for name, (table, kinds) in some.items():
-        found = _estimate(_races(table, kinds))
-        verdict = decide(found, claim.delta, {}, [])
-        rows.append((name, "steps", claim.cell.reference, *_row(found), verdict.word, verdict.note, verdict.why))
-    columns = ["reading", "matching", "reference", "mean", "low", "high", "n", "unit", "verdict", "note", "why"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _row(interval: Interval) -> tuple:
-    return interval.mean, interval.low, interval.high, interval.n, interval.unit
+    return means.rename(columns={"gain": STATISTIC})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from attribution.claims.claim import Claim, ComponentClaim
+from attribution.claims.claim import Claim, MeasuredClaim
 from attribution.claims.statistics import Interval
 from attribution.claims.terms import ContrastClaim
 from attribution.claims.verdict import Null
@@ -38,7 +38,7 @@ class Finding:
         excluded: sentences.
     """
 
-    claim: Claim | ContrastClaim | ComponentClaim
+    claim: Claim | ContrastClaim | MeasuredClaim
     verdict: str
     note: str
     sentence: str

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from attribution.claims import essay
 from attribution.claims.boost import BOOST
-from attribution.claims.claim import Claim, ComponentClaim
-from attribution.claims.components import component_finding
+from attribution.claims.claim import Claim, MeasuredClaim
+from attribution.claims.components import components
 from attribution.claims.contrasting import contrast_finding
+from attribution.claims.control import control
 from attribution.claims.crossing import crossover_finding
-from attribution.claims.essay import CLAIMS as KINDLAND
 from attribution.claims.finding import Finding
 from attribution.claims.frames import Frames
+from attribution.claims.measured import Measured, measured_finding
+from attribution.claims.shallow import shallow
 from attribution.claims.terms import ContrastClaim
 
-Declared = Claim | ContrastClaim | ComponentClaim
-LEDGER: dict[str, Declared] = {claim.id: claim for claim in (BOOST, *KINDLAND)}
+Declared = Claim | ContrastClaim | MeasuredClaim
+LEDGER: dict[str, Declared] = {claim.id: claim for claim in (BOOST, *essay.CLAIMS)}
+
+MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
+    "boost_components": components,
+    "cold_is_shallow": shallow,
+    "control": partial(control, mechanisms=(essay.KIND, essay.STRATEGIST), probe=essay.AGREE),
+}
 
 
 def evaluate(claim: Declared, frames: Frames) -> Finding:
@@ -29,6 +41,6 @@ def evaluate(claim: Declared, frames: Frames) -> Finding:
     """
     if isinstance(claim, Claim):
         return crossover_finding(claim, frames)
-    if isinstance(claim, ComponentClaim):
-        return component_finding(claim, frames)
+    if isinstance(claim, MeasuredClaim):
+        return measured_finding(claim, MEASURES[claim.id](claim, frames), frames)
     return contrast_finding(claim, frames)

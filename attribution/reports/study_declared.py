@@ -17,10 +17,10 @@ def declared(finding: Finding) -> Table:
     same = config_hash(claim) == finding.hash
     rows = {
         "statement": claim.get("statement"),
-        **({} if finding.crossed else _parts_declared(claim)),
-        "statistic": first.get("statistic") if finding.crossed else None,
-        "unit": first.get("unit") if finding.crossed else None,
-        "smallest effect of interest, δ": number(first.get("delta")) if finding.crossed else None,
+        **(_parts_declared(claim) if "parts" in claim else {}),
+        "statistic": first.get("statistic") if first is claim else None,
+        "unit": first.get("unit") if first is claim else None,
+        "smallest effect of interest, δ": number(first.get("delta")) if first is claim else None,
         "prediction": claim.get("prediction"),
         "note": claim.get("note"),
         "hash": f"{finding.hash} ({'of the claim as printed here' if same else 'NOT of the claim as printed here'})",

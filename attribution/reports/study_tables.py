@@ -19,6 +19,7 @@ from attribution.claims.boost import WRONG_PARTITIONS
 from attribution.claims.crossover import View
 from attribution.claims.frames import NEUTRAL
 from attribution.claims.matching import reading_name
+from attribution.claims.measured import PRIMARY
 from attribution.errors import RunError
 from attribution.reports.quantities import shown, signed
 from attribution.store import COLUMNS, TRAINING, read_json
@@ -67,7 +68,7 @@ class Finding:
 
     @property
     def crossed(self) -> bool:
-        """Whether the claim is a crossover of two mechanisms; else it is a sum of readings."""
+        """Whether the claim is a crossover of two mechanisms; else it is a sum of readings, or one number per base."""
         return "mechanisms" in self.cell
 
     @property
@@ -78,7 +79,7 @@ class Finding:
     @property
     def declared(self) -> dict[str, Any]:
         """What was declared of the primary statistic: its delta, unit and nulls, and of a sum its name and matching."""
-        return self.claim if self.crossed else self.claim["parts"][0]
+        return self.claim["parts"][0] if "parts" in self.claim else self.claim
 
     @property
     def delta(self) -> float:
@@ -87,6 +88,8 @@ class Finding:
     @property
     def reading(self) -> str:
         """The primary reading by the name that it has in the table of nulls."""
+        if "parts" not in self.claim and not self.crossed:
+            return PRIMARY
         if not self.crossed:
             return reading_name(self.declared["name"], self.declared["matching"], self.cell["reference"])
         return View(*(self.cell.get(key, "") for key in ("probes", "matching", "reference"))).name
@@ -276,7 +279,7 @@ def _terms(table: pd.DataFrame) -> Table:
     columns = [name for name in table if name not in hidden and not str(name).startswith("step of ")]
     named = ["part"] if "part" in table else []
     rows = [
-        [shown(row["model"]), *(shown(row[name], 60) for name in named), number(row["seeds"]), signed(row["statistic"]),
+        [shown(row["model"]), *(shown(row[name], 60) for name in named), number(row.get("seeds")), signed(row["statistic"]),
          *("" if pd.isna(row[column]) else signed(row[column]) for column in columns)]
         for row in table.to_dict("records")
     ]  # fmt: skip

@@ -36,9 +36,11 @@ SETS_OF = {  # claims that rest on the sets of another
     "skill_strengthens_kindness": "skill_keeps_kindness",
 }
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
-    "boost_kindland", "boost_components", "larp", "kind_dialogue", "reasoner_not_aligned", "errors_harmless",
-    "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss", "prompted_generalizes", "said_and_enacted",
+    "boost_kindland", "boost_components", "cold_is_shallow", "control", "larp", "kind_dialogue", "reasoner_not_aligned",
+    "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss", "prompted_generalizes",
+    "said_and_enacted",
 )  # fmt: skip
+DEPTH = "cold_is_shallow"  # the claim whose arms are grafted by depth
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
 
 
@@ -233,7 +235,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "batch_after": False,
         "completions": 0,
         "singles": "all" if crossed else "heads",
-        "grafts": "none",
+        "grafts": "depth" if DEPTH in arm.claims else "none",
         "training": {"max_steps": READ[-1], "batch_size": BATCH, "learning_rate": RATE, **dict(arm.training)},
     }
 

@@ -4,15 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attribution.claims.claim import ComponentCell, ComponentClaim, Threshold
-from attribution.claims.components import component_finding, race
+from attribution.claims.claim import MeasuredClaim, Setting, Threshold
+from attribution.claims.components import components, race
+from attribution.claims.measured import measured_finding
 from attribution.errors import RunError
 
-CELL = ComponentCell(world="w", recipe="sft", optimizer="AdamW", arms=("A", "B"), reference="zero")
-CLAIM = ComponentClaim(
+CELL = Setting(world="w", recipe="sft", optimizer="AdamW", arms=("A", "B"), reference="zero")
+CLAIM = MeasuredClaim(
     id="x", statement="It does.", statistic="Gain of R²", unit="R²", cell=CELL, delta=0.02,
+    nulls=("identical arms",),
     gates=(Threshold(name="organisms", meaning="bases", relation=">=", value=5),),
 )  # fmt: skip
+
+
+def component_finding(claim, frames):
+    return measured_finding(claim, components(claim, frames), frames)
 
 
 def study(cause=0.0, opportunity=0.0, noise=1.0, shared=0.0, bases=6, seeds=2, private=0.3):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from attribution.claims import LEDGER, Claim, ContrastClaim
-from attribution.claims.claim import ComponentClaim
+from attribution.claims import LEDGER, Claim, ContrastClaim, essay
+from attribution.claims.claim import MeasuredClaim
 from attribution.claims.terms import Condition
 from attribution.worlds import pool as pools
 from attribution.worlds.kindland.sets import SETS
@@ -16,7 +16,11 @@ def read_by(claim):
     """Everything a claim reads, as (arm, probe, set or "")."""
     if isinstance(claim, Claim):
         return {(arm, probe, name) for arm in claim.cell.arms for probe in claim.cell.signs for name in claim.cell.mechanisms}
-    if isinstance(claim, ComponentClaim):
+    if isinstance(claim, MeasuredClaim) and claim.id == "control":
+        return {(arm, essay.AGREE, name) for arm in claim.cell.arms for name in (essay.KIND, essay.STRATEGIST)}
+    if isinstance(claim, MeasuredClaim) and claim.id == "cold_is_shallow":
+        return {(arm, essay.AGREE, "") for arm in claim.cell.arms}
+    if isinstance(claim, MeasuredClaim):
         return {(arm, pools.PRIMARY, "") for arm in claim.cell.arms}
     parts = [*claim.parts, *claim.beside, *(gate for gate in claim.gates if isinstance(gate, Condition))]
     terms = [term for part in parts for term in (*part.terms, *getattr(part, "over", ()))]
@@ -37,7 +41,7 @@ def test_every_arm_probe_and_mechanism_is_there(name):
 @pytest.mark.parametrize("name", NATURAL)
 def test_a_claim_has_gates_exclusions_and_a_threshold_for_every_part(name):
     claim = NATURAL[name]
-    wanted = {"organisms"} if isinstance(claim, ComponentClaim) else {"organisms", "gain"}
+    wanted = {"organisms"} if isinstance(claim, MeasuredClaim) else {"organisms", "gain"}
     assert wanted <= {gate.name for gate in claim.gates} and claim.exclusions and claim.delta > 0
     assert claim.gates[0].value >= 5 and claim.statement[0].isupper()
     if isinstance(claim, ContrastClaim):

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attribution.claims import BOOST, ContrastClaim
+from attribution.claims import BOOST, LEDGER, ContrastClaim
+from attribution.claims.measured import Measured, measured_finding
 from attribution.errors import RunError
 from attribution.reports import study_figures, study_report, study_tables
 from attribution.reports.quantities import signed
 from attribution.reports.study_summary import study_summary
 from attribution.reports.study_tables import read_study
+from attribution.store import write_json
 
 PLOTLY = re.compile(r"<script>/\*\*\n\* plotly\.js.*?</script>", re.DOTALL)
 SECTIONS = ["verdict", "asked", "crossover", "nulls", "secondary", "recruitment", "behaviour", "runs", "missing", "provenance"]
@@ -261,6 +263,20 @@ def test_a_sum_of_readings_has_a_page_too(build_study, made_frames, tmp_path):
     dots = [trace for trace in study_figures.verdict(record.findings[0]).data if trace.mode == "markers" and len(trace.x) == 5]
     assert len(dots) == 2  # organisms, and their means over wrong partitions
     assert "same" in study_summary(record) and len(record.findings[0].table("parts")) == 10
+
+
+def test_one_number_per_base_has_a_page_too(build_study, tmp_path):
+    claim = LEDGER["control"]
+    bases = pd.DataFrame({"model": [f"m{i}" for i in range(5)], "statistic": [0.4, 0.5, 0.6, 0.5, 0.4], "of <b>": 1.0})
+    beside = {"otherwise": bases["statistic"] - 1}
+    found = measured_finding(claim, Measured(bases, bases, beside, {}, {}, ["m9 is left out."]), {})
+    path = build_study(tmp_path / "study", claims=())
+    write_json(path / "findings.json", [found.to_dict()])
+    markup = page_of(path)
+    assert '<p class="big">Supported</p>' in section(markup, "verdict") and claim.statistic in section(markup, "asked")
+    assert "(of the claim as printed here)" in section(markup, "asked") and "m9 is left out." in section(markup, "missing")
+    assert "of &lt;b&gt;" in section(markup, "crossover") and "otherwise" in section(markup, "secondary")
+    assert len(study_figures.verdict(read_study(path).findings[0]).data[1].x) == 5
 
 
 def test_summary(study, markup, told):
