@@ -281,6 +281,23 @@ def _recipes(given: list[str]) -> None:
     tyro.cli(recipes, args=given, prog="attribution recipes")
 
 
+def _claims(given: list[str]) -> None:
+    """the ledger of claims, as declared; with a study, their verdicts"""
+
+    def claims(claim: Positional[str] = "", /, study: str = "") -> None:
+        """Print the ledger: every claim with its smallest effect of interest and the hash of its declaration.
+
+        Args:
+            claim: id of one, which is printed as it was declared.
+            study: directory of a study; with its verdicts.
+        """
+        from attribution.reports.ledger import ledger
+
+        print(ledger(claim, study))
+
+    tyro.cli(claims, args=given, prog="attribution claims")
+
+
 def _build_world(given: list[str]) -> None:
     """train an embedded model anew: attribution build-world kindland --seed 51"""
 
@@ -309,6 +326,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "ls": _ls,
     "recipes": _recipes,
+    "claims": _claims,
     "samples": _samples,
     "build-world": _build_world,
 }

@@ -16,8 +16,17 @@ def python(*code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["recipes"], ["ls", "--help"]])
-def test_help_and_recipes_import_no_torch(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "said", "heavy"),
+    [
+        (["--help"], "usage", []),
+        ([], "usage", []),
+        (["recipes"], "sft", []),
+        (["ls", "--help"], "usage", []),
+        (["claims"], "larp  (kindland", ["pandas"]),
+    ],
+)
+def test_help_and_lists_import_no_torch(arguments, said, heavy):
     code = f"""
 import sys
 from attribution.cli import main
@@ -28,8 +37,7 @@ finally:
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout or "sft" in done.stdout
-    assert "heavy: []" in done.stdout
+    assert said in done.stdout and f"heavy: {heavy}" in done.stdout
 
 
 def test_help_names_every_verb(capsys):
