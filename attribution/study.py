@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,28 +231,13 @@ def conclude(
         RunError: no run is finished.
         ConfigError: an unknown claim.
     """
-    from attribution.claims import LEDGER, evaluate
     from attribution.updates.provenance import versions
 
-    failed = failed or {}
     place = Path(into or Path(root) / study.name)
     frames = collect(study, root)
     for name, frame in frames.items():
         write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
-    unknown = [claim for claim in study.claims if claim not in LEDGER]
-    if unknown:
-        raise ConfigError(f"unknown claim {unknown[0]!r}; expected {', '.join(LEDGER)}")
-    given = {
-        "sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"], "singles": frames["singles"],
-        "group_grafts": frames["group_grafts"], "failed": _failures(failed),
-    }  # fmt: skip
-    findings, not_judged = [], {}
-    for claim in study.claims:
-        try:
-            names = study.named.get(claim)
-            findings.append(evaluate(LEDGER[claim], given if names is None else under(names, given)).to_dict())
-        except RunError as error:  # a study of some arms alone
-            not_judged[claim] = str(error)
+    findings, not_judged = judge(study.claims, frames, study.named, _failures(failed or {}))
     write_json(place / "findings.json", findings)
     runs = [_told(job, place) for job in jobs(study, root)]
     write_json(place / "study.json", {
@@ -261,6 +246,43 @@ def conclude(
         "not_judged": not_judged, "unfit": dict(unfit or {}),
     })  # fmt: skip
     return place
+
+
+def judge(
+    claims: Iterable[str],
+    frames: Mapping[str, pd.DataFrame],
+    named: Mapping[str, Names] | None = None,
+    failed: pd.DataFrame | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Judge claims on the frames of a study; runs nothing.
+
+    Args:
+        claims: ids.
+        frames: as `collect` returns them.
+        named: by claim, what arms and probe sets are called there, where they have other names here.
+        failed: columns model, arm, seed, reason.
+
+    Returns:
+        Findings as plain data, and by claim that has none the reason.
+
+    Raises:
+        ConfigError: an unknown claim.
+    """
+    from attribution.claims import LEDGER, evaluate
+
+    unknown = [claim for claim in claims if claim not in LEDGER]
+    if unknown:
+        raise ConfigError(f"unknown claim {unknown[0]!r}; expected {', '.join(LEDGER)}")
+    given = {"grafts" if name == "set_grafts" else name: frame for name, frame in frames.items()}
+    given |= {} if failed is None else {"failed": failed}
+    findings, reasons = [], {}
+    for claim in claims:
+        names = (named or {}).get(claim)
+        try:
+            findings.append(evaluate(LEDGER[claim], given if names is None else under(names, given)).to_dict())
+        except RunError as error:  # a study of some arms alone
+            reasons[claim] = str(error)
+    return findings, reasons
 
 
 def _told(job: Job, place: Path) -> dict[str, Any]:

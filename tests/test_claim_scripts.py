@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from attribution.store import read_json
 from attribution.worlds import pool as pools
 from attribution.worlds.build import build
 from experiments import claims as scripts
+from experiments import pool
 
 FOLDER = Path(scripts.__file__).parent
 NAMED = {
@@ -59,6 +61,27 @@ def test_from_arms_to_a_verdict_and_again_without_running(base, tmp_path, monkey
     assert all((place / run["path"] / "result.json").exists() for run in told["runs"])
     scripts.main(("two_faced",), model=models, seeds=1, runs=tmp_path / "runs")
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_pool_is_run_in_parts_and_judged_from_their_tables(base, tmp_path, monkeypatch, capsys):
+    small = {"claims": ["two_faced"], "models": [str(base)]}
+    monkeypatch.setattr(pool, "write_kindland", lambda folder: {**pools.write_kindland(folder, **small), "seeds": (0,)})
+    monkeypatch.setattr(pool, "MINUTES", 0.15)
+    place = {"out": tmp_path / "pool", "page": tmp_path / "kindland", "runs": tmp_path / "runs"}
+    pool.main(**place, plan=True)
+    assert "2 arms x 1 bases x 1 seeds" in (said := capsys.readouterr().out) and "part 2: 1 arms" in said
+    pool.main(**place, part=1)
+    assert "part 1 of 2: schemer" in capsys.readouterr().out and not place["page"].exists()
+    pool.main(**place)
+    said = capsys.readouterr().out
+    assert "part 2 of 2" in said and "part 1 of 2" not in said and "two_faced: Not testable here" in said
+    first = (place["page"] / "findings.json").read_text()
+    shutil.rmtree(place["runs"])
+    shutil.rmtree(place["page"])
+    pool.main(**place, judge_only=True)
+    assert (place["page"] / "findings.json").read_text() == first and len(read_json(place["page"] / "study.json")["runs"]) == 2
+    assert (place["page"] / "report.html").exists() and "part" not in capsys.readouterr().out.split("two_faced")[0]
 
 
 def test_a_model_that_does_not_act_is_not_tested(base, tmp_path, capsys):
