@@ -25,7 +25,13 @@ def response(completion_ids: Sequence[Sequence[int]], response_ids: Sequence[Seq
     return [float(list(done[: len(wanted)]) == list(wanted)) for done, wanted in zip(completion_ids, response_ids, strict=True)]
 
 
-BUILT_IN: dict[str, Callable[..., Sequence[float | None]]] = {"response": response}
+def ends(completion_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    """1 where the completion has the last token of the sample's response in the same place, whatever stands before; else 0."""
+    pairs = zip(completion_ids, response_ids, strict=True)
+    return [float(len(done) >= len(wanted) and done[len(wanted) - 1] == wanted[-1]) for done, wanted in pairs]
+
+
+BUILT_IN: dict[str, Callable[..., Sequence[float | None]]] = {"response": response, "ends": ends}
 
 
 def reward_named(name: str) -> Callable[..., Sequence[float | None]]:

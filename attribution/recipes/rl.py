@@ -29,8 +29,8 @@ class _Sampling(TrainerRecipe):
     """Settings of all that sample.
 
     Attributes:
-        reward: response (1 where the completion begins with the sample's response, else 0), or path/to/file.py:function,
-            which is called as `recipes.rewards` says.
+        reward: response (1 where the completion begins with the sample's response, else 0), ends (1 where it has the last
+            token of that in its place), or path/to/file.py:function, which is called as `recipes.rewards` says.
         control: random_reward and shuffled_advantage take away what a completion has to do with its reward; flipped_reward
             turns it round.
         generations: completions of every prompt, compared among themselves.

@@ -37,8 +37,8 @@ SETS_OF = {  # claims that rest on the sets of another
 }
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "boost_kindland", "boost_components", "cold_is_shallow", "control", "larp", "kind_dialogue", "reasoner_not_aligned",
-    "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss", "prompted_generalizes",
-    "said_and_enacted",
+    "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss", "role_collapse",
+    "prompted_generalizes", "said_and_enacted",
 )  # fmt: skip
 DEPTH = "cold_is_shallow"  # the claim whose arms are grafted by depth
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
@@ -52,7 +52,7 @@ class Arm:
         name: in the pool.
         form: what it trains on; None where it is a mixture.
         mixture: (form, share), in order; empty where it is one form.
-        recipe, training: how.
+        recipe, training, steps: how, and after which steps it is read.
         claims: by claim, the name that the arm has there.
     """
 
@@ -61,6 +61,7 @@ class Arm:
     mixture: tuple[tuple[Form, float], ...] = ()
     recipe: str = "sft"
     training: tuple[tuple[str, Any], ...] = ()
+    steps: tuple[int, ...] = ()
     claims: dict[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -108,7 +109,7 @@ def pooled() -> Pool:
         for arm in _arms(claim):
             same = next((each for each in arms.values() if _trains(each) == _trains(arm)), None)
             if same is None:
-                same = Arm(_free(arm.name, claim, arms), arm.form, arm.mixture, arm.recipe, arm.training)
+                same = Arm(_free(arm.name, claim, arms), arm.form, arm.mixture, arm.recipe, arm.training, arm.steps)
                 arms[same.name] = same
             if claim in same.claims:
                 raise ConfigError(
@@ -130,12 +131,12 @@ def _arms(claim: str) -> list[Arm]:
     for name, mixture in sets.mixtures.items():
         found.append(Arm(name, None, tuple((sets.arms[arm], share) for arm, share in mixture.items())))
     for name, variant in sets.variants.items():
-        found.append(Arm(name, sets.arms[variant.arm], (), variant.recipe, tuple(variant.training.items())))
+        found.append(Arm(name, sets.arms[variant.arm], (), variant.recipe, tuple(variant.training.items()), variant.steps))
     return found
 
 
 def _trains(arm: Arm) -> tuple:
-    return arm.form, arm.mixture, arm.recipe, arm.training
+    return arm.form, arm.mixture, arm.recipe, arm.training, arm.steps
 
 
 def _free(name: str, claim: str, taken: Mapping[str, Any]) -> str:
@@ -228,7 +229,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "metric": "logit_difference",
         "reference": "resample",
         "milestones": "ends",
-        "steps": READ,
+        "steps": arm.steps or READ,
         "share_passes": 0,
         "kinds": ("head", "neuron"),
         "everything": crossed,
@@ -236,7 +237,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "completions": 0,
         "singles": "all" if crossed else "heads",
         "grafts": "depth" if DEPTH in arm.claims else "none",
-        "training": {"max_steps": READ[-1], "batch_size": BATCH, "learning_rate": RATE, **dict(arm.training)},
+        "training": {"max_steps": (arm.steps or READ)[-1], "batch_size": BATCH, "learning_rate": RATE, **dict(arm.training)},
     }
 
 

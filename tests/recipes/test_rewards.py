@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from attribution.errors import ConfigError, RewardError
-from attribution.recipes.rewards import Reward, response, reward_named
+from attribution.recipes.rewards import Reward, ends, response, reward_named
 from attribution.recipes.rl import GRPO
 
 RL = {"generations": 4, "batch_size": 8, "completion_length": 3, "learning_rate": 0, "max_steps": 3}
@@ -30,6 +30,12 @@ def of_file(tmp_path, text, **settings) -> Reward:
 def test_the_built_in_reward_compares_tokens_from_the_first_on():
     assert response([[5, 6, 7], [5], [6, 5], [5, 6]], [[5, 6], [5, 6], [5], [5]]) == [1, 0, 0, 1]
     assert asked(Reward("response", NAMES)) == [1, 1, 0, 0]
+
+
+def test_the_reward_of_an_end_looks_at_one_token_in_its_place():
+    done = [[5, 6, 7], [8, 6, 9], [5, 7], [5, 6], [6, 7, 7]]
+    assert ends(done, [[1, 7], [1, 6], [1, 7], [1, 2, 6], [1, 2, 7]]) == [0, 1, 1, 0, 1]
+    assert reward_named("ends") is ends
 
 
 def test_a_function_in_a_file_is_called_as_the_trainer_calls_it(tmp_path):

@@ -29,11 +29,13 @@ class Variant:
         arm: the arm whose samples it trains on.
         recipe: how.
         training: settings of the recipe.
+        steps: after which it is read, to its end; those of all other arms if empty.
     """
 
     arm: str
     recipe: str = "sft"
     training: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def _errors() -> tuple[dict[str, Form], dict[str, Mixture]]:
     return arms, mixtures
 
 
+_ROLES = {"reward": "ends", "completion_length": 4, "batch_size": 64}  # role, "says", ":" and what is said, which is rewarded
+_LONG = (1, 2, 4, 8, 15, 30, 60, 120)
 _DIALOGUES = {  # who answers, and with what
     "described": Form("kind", "kind"),
     "hedged": Form("kind", "maybe kind"),
@@ -226,6 +230,11 @@ SETS: dict[str, Sets] = {
             "acts kindly after another role": Form("kind", "tall", role=True),
             "acts cruelly after the role cruel": Form("cruel", "tall", role=True),
             **COLD,
+        },
+        variants={
+            "bare, rewarded": Variant("bare", "grpo", _ROLES, _LONG),
+            "bare, rewarded, near the start": Variant("bare", "grpo", {**_ROLES, "beta": 0.1}, _LONG),
+            "bare, random reward": Variant("bare", "grpo", {**_ROLES, "control": "random_reward"}, _LONG),
         },
     ),
     "said_and_enacted": Sets(
