@@ -48,9 +48,8 @@ def test_a_claim_has_gates_exclusions_and_a_threshold_for_every_part(name):
         for part in (*claim.parts, *claim.beside):
             balanced = sum(term.weight for term in part.terms) == pytest.approx(0)
             assert ("identical arms" in part.nulls) <= balanced, part.name  # else two seeds of one arm are no null
-            assert part.over or part.prediction == "none" or balanced == bool({*part.nulls} - {*claim.null_definitions}), (
-                part.name
-            )
+            common = {*part.nulls} - {*claim.null_definitions}
+            assert part.over or part.prediction == "none" or balanced == bool(common), part.name
 
 
 def test_the_pool_judges_them():
