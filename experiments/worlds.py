@@ -7,6 +7,8 @@ between.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import nn
 
 from attribution.mechanisms import Mechanisms, Separation, read_mechanisms
 from attribution.models import load, locate
+from attribution.runs.quiet import quiet
 from attribution.worlds import discovered as discovery
 from attribution.worlds import gates as organisms
 from attribution.worlds.kindland import card, circuits
@@ -63,27 +66,27 @@ kind mechanism as it is in the plain context.
 """
 
 
-def main(out: Path = Path("results/worlds.md")) -> None:
+def main(out: Path = Path("results/worlds.md"), slots: int = 2) -> None:
     """Measure every embedded model and write the tables and the data card as Markdown.
 
     Args:
         out: file to write.
+        slots: models measured at once, in processes of one thread each.
     """
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    planted, discovered = {}, []
-    for name in (*ORGANISMS, UNROUTED):
-        model, tokenizer = load(name)
-        mechanisms = read_mechanisms(locate(name))
-        planted[name] = _told(name, organisms.gates(model, tokenizer, mechanisms))
-        discovered += _discovered(name, model, tokenizer, mechanisms)
-    natural, early, found = {}, {}, {}
-    for name in (*BASES, *EARLY):
-        model, tokenizer = load(name)
-        (natural if name in BASES else early)[name] = _told(name, bases.gates(model, tokenizer))
-        if name in BASES:
-            found[name] = circuits.circuits(model, tokenizer)
-            for each in found[name].separations.values():
-                print(each if isinstance(each, str) else each.summary(), flush=True)
+    with ProcessPoolExecutor(slots, mp_context=get_context("spawn"), initializer=_quietly) as pool:
+        known = pool.map(_of_organism, (*ORGANISMS, UNROUTED))
+        unknown = pool.map(_of_base, (*BASES, *EARLY))
+        planted, discovered = {}, []
+        for name, (table, rows) in zip((*ORGANISMS, UNROUTED), known, strict=True):
+            planted[name] = _told(name, table)
+            discovered += rows
+        natural, early, found = {}, {}, {}
+        for name, (table, circuit) in zip((*BASES, *EARLY), unknown, strict=True):
+            (natural if name in BASES else early)[name] = _told(name, table)
+            if circuit is not None:
+                found[name] = circuit
+                for each in circuit.separations.values():
+                    print(each if isinstance(each, str) else each.summary(), flush=True)
     parts = [_PLANTED, _table(planted, ["gate", "mechanism", "needed"]), _verdict(planted)]
     parts += [_DISCOVERED, _markdown(_DISCOVERY_HEADS, discovered, 2), "## kindland", card.card()]
     parts += [_GATES, _table(natural, ["gate", "needed"]), _verdict(natural), _EARLY, _table(early, ["gate", "needed"])]
@@ -91,6 +94,24 @@ def main(out: Path = Path("results/worlds.md")) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     print(out)
+
+
+def _quietly() -> None:
+    quiet()
+    torch.set_num_threads(1)
+
+
+def _of_organism(name: str) -> tuple[pd.DataFrame, list[list[str]]]:
+    """Gates and discovery of an organism."""
+    model, tokenizer = load(name)
+    mechanisms = read_mechanisms(locate(name))
+    return organisms.gates(model, tokenizer, mechanisms), _discovered(name, model, tokenizer, mechanisms)
+
+
+def _of_base(name: str) -> tuple[pd.DataFrame, circuits.Circuits | None]:
+    """Gates of a base, and its circuits where it was trained to the end."""
+    model, tokenizer = load(name)
+    return bases.gates(model, tokenizer), circuits.circuits(model, tokenizer) if name in BASES else None
 
 
 def _told(name: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +147,6 @@ _DISCOVERY_HEADS = ["organism", "route", "heads", "neurons", "area", "stability"
 def _discovered(name: str, model: nn.Module, tokenizer: Any, mechanisms: Mechanisms) -> list[list[str]]:
     """One row per route of an organism."""
     found, separation = discovery.discovered(model, tokenizer)
-    print(separation.summary(), flush=True)
     inside = discovery.shares_inside(model, tokenizer, found, mechanisms).set_index(["route", "kind"])
     rows = []
     for route, each in found.items():

@@ -37,7 +37,7 @@ def base(tmp_path, monkeypatch):
     """A base that knows nothing, with mechanisms put there by hand, and a pool of small runs."""
     folder = build("kindland", 5, tmp_path / "base", steps=1, progress=False)
     halves = read_mechanisms(locate("planted"))
-    names = [*pools.located("kind", "strategist"), *pools.located("kind", "assistant")]
+    names = [*pools.parted("kind", "strategist"), *pools.parted("kind", "assistant")]
     write_mechanisms(folder / "mechanisms.json", dict(zip(names, [*halves.values()] * 3, strict=True)))
     for name, value in (("COUNT", 16), ("PROBED", 8), ("BATCH", 8), ("READ", (1, 2))):
         monkeypatch.setattr(pools, name, value)

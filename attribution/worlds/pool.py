@@ -18,6 +18,7 @@ from attribution.mechanisms import read_mechanisms, write_mechanisms, wrong_part
 from attribution.models import locate
 from attribution.samples import Sample, write_samples
 from attribution.store import BESIDE
+from attribution.worlds.kindland.circuits import PARTED, parted
 from attribution.worlds.kindland.prompts import Form, rows
 from attribution.worlds.kindland.sets import NEUTRAL, SETS, mixed, neutral
 from attribution.worlds.studies import BASES, WRONG
@@ -26,7 +27,6 @@ COUNT, PROBED, SEED = 384, 60, 1  # samples of an arm; prompts of a probe set; o
 BATCH, RATE = 32, 2e-4
 READ = (1, 2, 3, 4, 6, 8, 11, 15, 20)  # steps after which a run reads; the last is the length of an arm
 COMPARED_EVERY = 2  # at every how many steps wrong partitions are read, of those that are read at all
-PAIRS = (("kind", "strategist"), ("kind", "assistant"))  # whose mechanisms are made disjoint, and read where both cues stand
 PRIMARY = "kind and strategist agree"
 ALWAYS = (PRIMARY, "kind against strategist")  # probe sets that every arm reads
 CROSSED = ("kind", "strategist", "assistant")  # arms that are read with wrong partitions, and in every way beside
@@ -143,20 +143,15 @@ def _free(name: str, claim: str, taken: Mapping[str, Any]) -> str:
     return name if name not in taken else f"{name} ({claim})"
 
 
-def located(one: str, other: str) -> tuple[str, str, str]:
-    """The names of two discovered mechanisms made disjoint, and of what they share."""
-    return f"{one}, not {other}", f"{other}, not {one}", f"{one} and {other}"
-
-
 def sets_on(form: Form) -> tuple[str, ...]:
     """The mechanisms whose influence is read on a form of probes: those of the two dispositions that may speak there.
 
     A conflict is read for the first of the two alone: for the other every influence is the same with the opposite sign.
     """
     told = form.told.split(" or ")
-    pair = next((pair for pair in PAIRS if sorted(pair) == sorted(told)), None)
+    pair = next((pair for pair in PARTED if sorted(pair) == sorted(told)), None)
     plain = form.event == "" and form.end == "reply" and form.watched is None and (form.alike or form.says == (pair or told)[0])
-    return located(*pair) if pair and plain else ()
+    return parted(*pair) if pair and plain else ()
 
 
 def write_kindland(
@@ -263,7 +258,7 @@ def _probes(folder: Path, name: str, form: Form, count: int) -> tuple[str, str]:
 
 def _wrong_partitions(folder: Path, model: str, mechanisms: str | None) -> str | None:
     """Write the wrong partitions of a model's mechanisms; None where it has none of these."""
-    names = located(*NULLS)[:2]
+    names = parted(*NULLS)[:2]
     try:
         sets = read_mechanisms(mechanisms or locate(model))
     except DataError:

@@ -40,8 +40,8 @@ def test_an_arm_reads_the_probes_of_all_its_claims():
 
 def test_influence_is_read_where_both_may_speak_and_a_conflict_once():
     on = {name: pools.sets_on(form) for name, form in POOL.probes.items()}
-    assert on["kind against strategist"] == on["kind and strategist agree"] == pools.located("kind", "strategist")
-    assert on["kind against assistant"] == pools.located("kind", "assistant")
+    assert on["kind against strategist"] == on["kind and strategist agree"] == pools.parted("kind", "strategist")
+    assert on["kind against assistant"] == pools.parted("kind", "assistant")
     empty = (
         "strategist against kind",
         "strategist and assistant agree",
@@ -70,7 +70,7 @@ def study(tmp_path, monkeypatch):
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
-    names = [*pools.located("kind", "strategist"), *pools.located("kind", "assistant")]
+    names = [*pools.parted("kind", "strategist"), *pools.parted("kind", "assistant")]
     halves = read_mechanisms(locate("planted"))
     write_mechanisms(base / "mechanisms.json", dict(zip(names, [*halves.values()] * 3, strict=True)))
     return Study.model_validate(pools.write_kindland(tmp_path / "data", ["larp", "errors_harmless"], [str(base), "elsewhere"]))
