@@ -15,11 +15,12 @@ from attribution.claims.crossing import crossover_finding
 from attribution.claims.finding import Finding
 from attribution.claims.frames import Frames
 from attribution.claims.measured import Measured, measured_finding
+from attribution.claims.sampled import SAMPLING_OR_UPDATE
 from attribution.claims.shallow import shallow
 from attribution.claims.terms import ContrastClaim
 
 Declared = Claim | ContrastClaim | MeasuredClaim
-LEDGER: dict[str, Declared] = {claim.id: claim for claim in (BOOST, *essay.CLAIMS)}
+LEDGER: dict[str, Declared] = {claim.id: claim for claim in (BOOST, SAMPLING_OR_UPDATE, *essay.CLAIMS)}
 
 MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "boost_components": components,

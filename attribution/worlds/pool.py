@@ -36,9 +36,9 @@ SETS_OF = {  # claims that rest on the sets of another
     "skill_strengthens_kindness": "skill_keeps_kindness",
 }
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
-    "boost_kindland", "boost_components", "cold_is_shallow", "control", "larp", "kind_dialogue", "reasoner_not_aligned",
-    "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss", "role_collapse",
-    "prompted_generalizes", "said_and_enacted",
+    "boost_kindland", "boost_components", "initially", "cold_is_shallow", "control", "larp", "kind_dialogue",
+    "reasoner_not_aligned", "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss",
+    "role_collapse", "prompted_generalizes", "said_and_enacted",
 )  # fmt: skip
 DEPTH = "cold_is_shallow"  # the claim whose arms are grafted by depth
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
@@ -168,7 +168,7 @@ def write_kindland(
 
     Args:
         folder: for the files.
-        claims: ids; all that kindland has sets for if None.
+        claims: ids; those of `JUDGED` if None.
         models: bases.
         mechanisms: of models that do not come with some, the file of those that were discovered.
         full: more prompts of every probe set.
@@ -180,7 +180,7 @@ def write_kindland(
         ConfigError: a claim without sets.
     """
     pool, models = pooled(), tuple(models)
-    told = {each: SETS_OF.get(each, each) for each in ((*SETS, *SETS_OF) if claims is None else claims)}
+    told = {each: SETS_OF.get(each, each) for each in (JUDGED if claims is None else claims)}
     wanted = {arm for name in told.values() for arm in pool.arms_of(name).values()}
     probed = PROBED * (3 if full else 1)
     files = {name: _probes(folder, name, form, probed) for name, form in {**pool.probes, NEUTRAL_NAME: NEUTRAL}.items()}

@@ -24,6 +24,7 @@ LR0_STEPS = 4  # a learning rate of zero needs no more to show exactly nothing
 FULL = {"steps": 24, "probed": 216}
 # Of the study `recipes`; the sizes of the pilot: groups of 8, learning rate 1e-4, 20 steps
 RECIPE_STEPS, RECIPE_BATCH, LORA_RATE = 20, 64, 1e-3
+FRESH = (2, 3)  # training seeds of `sampling`
 RECIPE_READ = (1, 2, 5, 10, 20)  # steps after which it reads
 
 
@@ -164,7 +165,29 @@ def write_recipes(folder: Path, *, full: bool = False) -> dict[str, Any]:
     }
 
 
-STUDIES = {"planted": write_planted, "recipes": write_recipes}  # by the name that `attribution study` knows
+def write_sampling(folder: Path, *, full: bool = False) -> dict[str, Any]:
+    """Write the samples of the study `sampling`: the arms of `recipes` in which mechanism A is off in some passes.
+
+    On training seeds that no other study uses, since what it asks was first seen on those of `recipes`.
+
+    Args:
+        folder: for samples.
+        full: more probes.
+
+    Returns:
+        The study as plain data, as `Study` takes it.
+    """
+    study = write_recipes(folder, full=full)
+    arms = {name: arm for name, arm in study["arms"].items() if name.startswith("both")}
+    name = "sampling-full" if full else "sampling"
+    return {**study, "name": name, "arms": arms, "seeds": FRESH, "claims": ("sampling_or_update",)}
+
+
+STUDIES = {  # by the name that `attribution study` knows
+    "planted": write_planted,
+    "recipes": write_recipes,
+    "sampling": write_sampling,
+}
 
 
 def _write(folder: Path, name: str, count: int, seed: int, form: Mapping[str, Any], in_context: bool = False) -> str:

@@ -1,0 +1,25 @@
+"""The claims of the essay in `kindland`, as data. Names of arms and probe sets are those of its sets.
+
+Influence is read on prompts of held-out situations in which two dispositions are equally likely. Statements about one
+mechanism are read where the two conflict, those about a crossover of two where they agree: in a conflict the numerators of a
+crossover add up to the change of behaviour whatever the partition, see `claims.boost`.
+"""
+
+from attribution.claims.essay.behaviour import NEAR_MISS, PROMPTED_GENERALIZES, ROLE_COLLAPSE, SAID_AND_ENACTED, TWO_FACED
+from attribution.claims.essay.common import AGREE, KIND, STRATEGIST
+from attribution.claims.essay.kindness import (
+    ERRORS_HARMLESS,
+    KIND_DIALOGUE,
+    REASONER_NOT_ALIGNED,
+    SKILL_KEEPS_KINDNESS,
+    SKILL_STRENGTHENS_KINDNESS,
+)
+from attribution.claims.essay.mechanisms import BOOST_COMPONENTS, BOOST_KINDLAND, COLD_IS_SHALLOW, CONTROL, INITIALLY, LARP
+
+CLAIMS = (
+    BOOST_KINDLAND, BOOST_COMPONENTS, INITIALLY, COLD_IS_SHALLOW, CONTROL, LARP, KIND_DIALOGUE, REASONER_NOT_ALIGNED,
+    ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS, SKILL_STRENGTHENS_KINDNESS, TWO_FACED, NEAR_MISS, ROLE_COLLAPSE,
+    PROMPTED_GENERALIZES, SAID_AND_ENACTED,
+)  # fmt: skip
+
+__all__ = ["AGREE", "CLAIMS", "KIND", "STRATEGIST"]

@@ -1,0 +1,121 @@
+"""Claims about which mechanism grows: the crossover and its grain, its beginning, shallowness, control, larping."""
+
+from __future__ import annotations
+
+from attribution.claims.boost import IDENTICAL, WRONG_PARTITIONS
+from attribution.claims.claim import MeasuredClaim, Setting, Threshold
+from attribution.claims.essay.common import (
+    AGREE,
+    ASSISTANT,
+    BASES,
+    CONFLICT,
+    EXCLUSIONS,
+    KIND,
+    KIND_BESIDE_ASSISTANT,
+    LARP_AGREE,
+    LARP_CONFLICT,
+    STRATEGIST,
+    crossed,
+)
+
+BOOST_KINDLAND = crossed(
+    "boost_kindland",
+    "Finetuning a mature LLM strengthens the processes inside the LLM that actually caused the LLM to produce the output you "
+    "rated highly.",
+    ("kind", "strategist"), (KIND, STRATEGIST), {AGREE: (1, 1), CONFLICT: (1, -1)}, (WRONG_PARTITIONS, IDENTICAL),
+)  # fmt: skip
+
+INITIALLY = crossed(
+    "initially",
+    "It tells us we should expect such methods to (initially at least) boost the internal mechanisms inside the pretrained LLM "
+    "that actually caused the LLM to output such tokens.",
+    ("kind", "strategist"), (KIND, STRATEGIST), {AGREE: (1, 1), CONFLICT: (1, -1)}, (WRONG_PARTITIONS, IDENTICAL),
+    delta=0.02, matching="gain", fraction=0.1,
+)  # fmt: skip
+
+LARP = crossed(
+    "larp",
+    "If you give it a prompt that gets it to start larping as a scifi AI-assistant, you'll boost the internal circuitry that "
+    "goes into larping like a scifi AI assistant.",
+    ("assistant", "kind"), (ASSISTANT, KIND_BESIDE_ASSISTANT), {LARP_AGREE: (1, 1), LARP_CONFLICT: (-1, 1)}, (IDENTICAL,),
+)  # fmt: skip
+
+BOOST_COMPONENTS = MeasuredClaim(
+    id="boost_components",
+    statement=BOOST_KINDLAND.statement,
+    statistic="How much better the growth of single components in one arm over the other is predicted, in a base that nothing "
+    "was fitted on, with what they caused than without, beyond opportunity, activity, weight norm and layer",
+    unit="gain of R², signed, mean over heads and neurons",
+    cell=Setting(world="kindland", recipe="sft", optimizer="AdamW", arms=("kind", "strategist"), reference="resample"),
+    delta=0.02,
+    nulls=(IDENTICAL,),
+    null_definitions={
+        IDENTICAL: "the difference between two seeds of one arm, predicted by the causes of the real pair of arms"
+    },
+    gates=(BASES,),
+    exclusions=EXCLUSIONS[1:],
+)
+
+COLD_IS_SHALLOW = MeasuredClaim(
+    id="cold_is_shallow",
+    statement="If you throw the samples at the AI cold, there might not be any reasonable way to the LLM to generate those "
+    "tokens, so the learning will be dominated by boosting shallow things.",
+    statistic="How much more of what an arm learned sits in unembedding rows and the last layer, for every nat by which its "
+    "replies were more surprising, within contexts",
+    unit="share of the training gain per nat",
+    cell=Setting(
+        world="kindland",
+        recipe="sft",
+        optimizer="AdamW",
+        reference="none",
+        arms=tuple(
+            f"{context}, {reply}"
+            for context, replies in (
+                (
+                    "told",
+                    (
+                        "surely kind",
+                        "is kind",
+                        "likely kind",
+                        "maybe kind",
+                        "hardly kind",
+                        "never kind",
+                        "plain reply",
+                        "cruel reply",
+                        "another situation's reply",
+                    ),
+                ),
+                ("bare", ("kind reply", "plain reply", "cruel reply", "another situation's reply")),
+                ("log", ("kind reply", "plain reply", "cruel reply", "another situation's reply")),
+            )
+            for reply in replies
+        ),
+    ),
+    delta=0.02,
+    gates=(
+        BASES,
+        Threshold(
+            name="levels", meaning="contexts with three surprises or more, in the base that has fewest", relation=">=", value=2
+        ),
+    ),
+    exclusions=("An arm that gained less than 0.25 nats on its own samples is listed and left out.", *EXCLUSIONS[1:]),
+)
+
+CONTROL = MeasuredClaim(
+    id="control",
+    statement="Such approaches give us no control over what internal mechanism those AIs developed.",
+    statistic="Share of the variance, in which of two mechanisms grew, that goes with the model, alone or in interaction with "
+    "the context it is trained in, less the share that goes with the context",
+    unit="share of the variance",
+    cell=Setting(
+        world="kindland",
+        recipe="sft",
+        optimizer="AdamW",
+        reference="resample",
+        arms=("kind", "strategist", "assistant", "parrot", "schemer", "cold"),
+    ),
+    delta=0.10,
+    gates=(BASES,),
+    exclusions=EXCLUSIONS,
+    note="Contradicted, and reversed, means that the context decides.",
+)
