@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SLOTS = 2  # runs at once, of one thread each
-FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "singles")
+FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "forecasts", "singles")
 ALWAYS = ("neutral", TRAINING)  # probe sets that every claim reads, by which arms are matched
 
 
@@ -328,8 +328,8 @@ def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFram
     """The frames of all finished runs of a study, each row with its model, arm and seed.
 
     Returns:
-        "sets", "probes", "set_grafts" and "group_grafts" as in `store.COLUMNS`, and "singles" as in `store.singles`, with the
-        columns model, arm and seed before them.
+        "sets", "probes", "set_grafts", "group_grafts" and "forecasts" as in `store.COLUMNS`, and "singles" as in
+        `store.singles`, with the columns model, arm and seed before them.
     """
     import pandas as pd
 

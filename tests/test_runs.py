@@ -14,6 +14,7 @@ from attribution.errors import ConfigError, RunError
 from attribution.models import EMBEDDED
 from attribution.recipes.sft import SFT
 from attribution.runs import RunConfig, directory, run, stages
+from attribution.runs.forecast import forecast_of
 from attribution.samples import Sample, write_samples
 from attribution.store import BATCH, COLUMNS, TRAINING, read_run
 from attribution.store.singles import COLUMNS as SINGLES
@@ -533,6 +534,18 @@ def test_contexts_reach_probes_causes_and_the_trainer(tmp_path, data):
     total = found.steps["batch_before"].iloc[0]  # of four replies of the model's own, in the bare prompt
     sums = [sum(chosen) for chosen in combinations_with_replacement(replies, 4)]
     assert min(abs(total - each) for each in sums) < 1e-3
+
+
+def test_a_run_says_beforehand_what_it_would_strengthen(tmp_path, data):
+    config = config_of(data, share_passes=0, singles="heads", grafts="none", sets="model", forecast=True,
+                       sets_on={"agree": ("A", "B"), "conflict": ("B",)})  # fmt: skip
+    run(config, tmp_path / "run", page=False)
+    found = read_run(tmp_path / "run").forecasts.astype({"probe": str, "set": str}).set_index(["probe", "set"])
+    assert set(found.index) == {("agree", "A"), ("agree", "B"), ("conflict", "B")}
+    expected = forecast_of(config).sets.set_index(["probe", "set"])
+    for key in found.index:
+        for column in ("influence", "strengthening"):
+            assert found.loc[key, column] == pytest.approx(expected.loc[key, column], rel=1e-4) != 0
 
 
 def test_what_is_near_the_output_is_grafted_and_the_trained_model_kept(tmp_path, data):

@@ -68,7 +68,7 @@ def checked(frames: Frames, reference: str, needed: tuple[str, ...] = ("sets", "
     Raises:
         RunError: a needed frame is missing or empty, a column is missing, or a row stands there twice.
     """
-    unknown = set(frames) - {*COLUMNS, "singles", "group_grafts"}  # which other tests read
+    unknown = set(frames) - {*COLUMNS, "singles", "group_grafts", "forecasts"}  # which other tests read
     if unknown:
         raise RunError(f"unknown frame {min(unknown)!r}; expected {', '.join(COLUMNS)}")
     found = {}

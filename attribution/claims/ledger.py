@@ -13,6 +13,7 @@ from attribution.claims.contrasting import contrast_finding
 from attribution.claims.control import control
 from attribution.claims.crossing import crossover_finding
 from attribution.claims.finding import Finding
+from attribution.claims.foretold import foretold
 from attribution.claims.frames import Frames
 from attribution.claims.measured import Measured, measured_finding
 from attribution.claims.sampled import SAMPLING_OR_UPDATE
@@ -25,6 +26,7 @@ LEDGER: dict[str, Declared] = {claim.id: claim for claim in (BOOST, SAMPLING_OR_
 MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "boost_components": components,
     "cold_is_shallow": shallow,
+    "forecast": partial(foretold, mechanisms=essay.MECHANISMS),
     "control": partial(control, mechanisms=(essay.KIND, essay.STRATEGIST), probe=essay.AGREE),
 }
 

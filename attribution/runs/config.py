@@ -36,7 +36,8 @@ class RunConfig(BaseModel):
         compared_every: at every how many steps compared sets are ablated.
         beside: further readings of the influence of `sets`, at the steps of `compared`: with the mean over counterfactuals, of
             the model as it is (mean) or was at the start (base mean), or with the norms of output weights before training.
-        primary_only: ablate compared sets, single neurons and rows, and read `beside`, on the first probe set alone.
+        primary_only: what is read on the first probe set alone: all of compared (sets), singles (neurons and rows) and beside,
+            or some of these.
         singles: which components are ablated one at a time: all, heads alone, or heads and, after the last step, all.
         grafts: which components are grafted one at a time: all heads and the largest others, heads alone, or none but sets;
             none: nothing is grafted; depth: rows, the last layer, and both, from which what is shallow of a change follows.
@@ -58,6 +59,7 @@ class RunConfig(BaseModel):
         seed: of data order and dropout.
         device: where the model lives, cpu or cuda.
         allow_pickle: open weights stored as pickle too, which can run code; only for files that you trust.
+        forecast: write before training what its first step would strengthen of the named sets.
         keep: write the trained model too, as a folder that any other run can begin from.
         checkpoint_seconds: a run that is killed loses at most what it did in this time; its checkpoints are removed when it is
             finished. None: none are asked for, and those that the recipe asks for are kept.
@@ -78,7 +80,7 @@ class RunConfig(BaseModel):
     compared: str | None = None
     compared_every: int = Field(default=1, ge=1)
     beside: tuple[Literal["mean", "base mean", "norms before training"], ...] = ()
-    primary_only: bool = False
+    primary_only: bool | tuple[Literal["compared", "singles", "beside"], ...] = False
     singles: Literal["all", "heads", "end"] = "all"
     grafts: Literal["all", "heads", "sets", "depth", "none"] = "all"
     linear_grafts: int = Field(default=0, ge=0)
@@ -96,6 +98,7 @@ class RunConfig(BaseModel):
     seed: int = 0
     device: str = "cpu"
     allow_pickle: bool = False
+    forecast: bool = False
     keep: bool = False
     checkpoint_seconds: float | None = Field(default=60.0, ge=0)
     inputs: dict[str, str] = Field(default_factory=dict)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attribution.runs import stages
 from attribution.runs.config import RunConfig, digests
+from attribution.runs.forecast import forecast_of
 from attribution.store import TRAINING, RunWriter, claim, is_finished, read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(
@@ -59,6 +64,9 @@ def run(
         if checkpoint is None:
             stage(f"ablating {stages.CAUSES[config.singles]} on {len(some)} training samples, before training")
             writer.add("influence", stages.causes(given).table.assign(step=0, probe=TRAINING))
+            if config.forecast:
+                stage("forecasting what the first step would strengthen")
+                writer.add("forecasts", _forecast(config))
             writer.flush()
         again = f", again from {checkpoint.name}" if checkpoint else ""
         stage(f"training with {config.recipe}, and recording on {len(given.probes)} probe sets{again}")
@@ -81,3 +89,12 @@ def run(
     finally:
         writer.close()
     return report(path) if page else path
+
+
+def _forecast(config: RunConfig) -> pd.DataFrame:
+    """What the first step would strengthen: named sets, each on the probe sets that it belongs to."""
+    found = forecast_of(config.model_copy(update={"compared": None}), top=0).sets
+    if config.sets_on is None:
+        return found
+    pairs = zip(found["probe"], found["set"], strict=True)
+    return found[[name in config.sets_on.get(probe, ()) for probe, name in pairs]]

@@ -48,8 +48,12 @@ def forecast_of(config: RunConfig, *, top: int = 8, progress: bool = False) -> F
         step = first_step(lambda: config.training.build(setting).train(), given.model)
     components = Components(plain(given.model))
     among = components.table[Selection(config.kinds, config.layers, config.heads).mask(components)]
+    sets = {**given.sets, **given.compared}
+    if config.sets_on is not None:
+        wanted = {name for names in config.sets_on.values() for name in names} | set(given.compared)
+        sets = {name: members for name, members in sets.items() if name in wanted}
     return from_step(
-        components, step, given.tokenizer, given.probes, sets={**given.sets, **given.compared}, top=top, among=among,
+        components, step, given.tokenizer, given.probes, sets=sets, top=top, among=among,
         metric=config.metric, reference=config.reference, progress=progress,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
       sets.parquet/             step x probe set x named set of components: joint ablation
       grafts.parquet/           probe set x component
       set_grafts.parquet/       probe set x named set x set ablated meanwhile
+      forecasts.parquet/        probe set x named set: what the first step was expected to strengthen
       group_grafts.parquet/     probe set x group of components, by depth
       linear_grafts.parquet/    probe set x random set of components
       model/                    the trained model, if it was asked for

@@ -105,6 +105,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "ablated": "named set that is ablated while reading, before and after; empty: none",
         "graft": "metric with the change - metric without",
     },
+    "forecasts": {
+        "probe": _KEY["probe"],
+        "set": "name of a set of components",
+        "influence": "effect of ablating it before training",
+        "strengthening": "forecast of the change of that effect by the first step of the training",
+    },
     "group_grafts": {
         "probe": "name of the probe set, or of the training samples, of which log-odds are read",
         "group": "rows: all unembedding rows; last layer: its heads and neurons; both: these together",

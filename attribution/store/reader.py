@@ -113,6 +113,10 @@ class Run:
         return self._frame("set_grafts")
 
     @cached_property
+    def forecasts(self) -> pd.DataFrame:
+        return self._frame("forecasts")
+
+    @cached_property
     def group_grafts(self) -> pd.DataFrame:
         return self._frame("group_grafts")
 

@@ -22,6 +22,8 @@ from attribution.updates.rows import Rows
 from attribution.updates.selection import Schedule, Selection
 from attribution.updates.share import Path
 
+PRIMARY_ONLY = ("compared", "singles", "beside")  # what may be read on the first probe set alone
+
 
 class Readings:
     """Reads a model at the start, after steps and at the end.
@@ -96,7 +98,7 @@ class Readings:
         done = self.rows.heads if self._ablated == step else []
         whole = ends and (singles == "all" or (singles == "end" and step > 0))
         for place, reader in enumerate(self.readers):
-            exact = self.rows.exact if whole and not (place and self.settings["primary_only"]) else self.rows.heads
+            exact = self.rows.exact if whole and not (place and "singles" in self.settings["primary_only"]) else self.rows.heads
             positions = np.setdiff1d(exact, done)
             if len(positions):
                 self.record.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
@@ -132,7 +134,7 @@ class Readings:
             self.record.add("probes", {"step": step, "probe": watch.name, **watch.read()._asdict()})
         due = step % self.settings["compared_every"] == 0
         for place, reader in enumerate(self.readers):
-            others = due and not (place and self.settings["primary_only"])
+            others = due and not (place and "compared" in self.settings["primary_only"])
             named = self._here(reader.name)
             sets = {**named, **self.compared} if others else named
             if sets:
@@ -144,6 +146,15 @@ class Readings:
         """The named sets that are ablated on a probe set: all, unless it is said which."""
         sets_on = self.settings["sets_on"]
         return self.sets if sets_on is None else {name: self.sets[name] for name in sets_on.get(probe, ())}
+
+
+def only_primary(given: bool | Sequence[str]) -> tuple[str, ...]:
+    """What is read on the first probe set alone. Raises ConfigError."""
+    if isinstance(given, bool):
+        return PRIMARY_ONLY if given else ()
+    if unknown := [name for name in given if name not in PRIMARY_ONLY]:
+        raise ConfigError(f"unknown reading {unknown[0]!r} in primary_only; expected {', '.join(PRIMARY_ONLY)}")
+    return tuple(given)
 
 
 def check_settings(

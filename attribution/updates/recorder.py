@@ -31,7 +31,7 @@ from attribution.updates.batch_step import BatchStep, Before
 from attribution.updates.completions import EVERY, Completions, lines, told
 from attribution.updates.probes import ProbeReader, Watch
 from attribution.updates.provenance import shape
-from attribution.updates.readings import Readings, check_settings
+from attribution.updates.readings import Readings, check_settings, only_primary
 from attribution.updates.record import Record
 from attribution.updates.seam import effective, elsewhere, overflowed, recordable
 from attribution.updates.selection import Schedule, Selection
@@ -68,7 +68,7 @@ class Recorder:
         compared: further named sets, ablated like `sets`; wrong partitions, say.
         compared_every: at every how many steps; the start is always among them.
         beside: further readings of the influence of `sets`, with the same steps as `compared`: of `store.BESIDE`.
-        primary_only: ablate compared sets, and single neurons and rows, and read `beside`, on the first probe set alone.
+        primary_only: what is read on the first probe set alone: True: all of compared, singles (neurons and rows) and beside.
         singles: which components are ablated one at a time: at both ends "all"; "heads" alone; or "end", heads at the
             start and all at the end.
         kinds, layers, heads: which components are written and ablated one at a time, see `selection.Selection`.
@@ -100,7 +100,7 @@ class Recorder:
         compared: Mapping[str, Iterable[Component] | pd.DataFrame] | None = None,
         compared_every: int = 1,
         beside: Sequence[str] = (),
-        primary_only: bool = False,
+        primary_only: bool | Sequence[str] = False,
         singles: str = "all",
         kinds: Sequence[str] = KINDS,
         layers: Sequence[int] | None = None,
@@ -121,7 +121,7 @@ class Recorder:
         self._settings: dict[str, Any] = {  # as they are written into the config of a loop of its own
             "metric": metric, "reference": reference, "milestones": self._milestones.of, "everything": everything,
             "batch_after": batch_after, "share_passes": share_passes, "compared_every": compared_every,
-            "beside": tuple(beside), "primary_only": primary_only, "singles": singles, "kinds": tuple(kinds),
+            "beside": tuple(beside), "primary_only": only_primary(primary_only), "singles": singles, "kinds": tuple(kinds),
             "layers": layers, "heads": heads, "steps": self._recorded.of, "completions": completions,
             "sets_on": None if sets_on is None else {probe: tuple(names) for probe, names in sets_on.items()},
         }  # fmt: skip
@@ -273,7 +273,7 @@ class Recorder:
                 given["metric"],
                 given["reference"],
                 given["share_passes"],
-                () if place and given["primary_only"] else given["beside"],
+                () if place and "beside" in given["primary_only"] else given["beside"],
             )
             for place, probe in enumerate(self._probe_sets)
             if self.tokenizer is not None

@@ -17,7 +17,7 @@ from attribution.errors import ConfigError, DataError
 from attribution.mechanisms import read_mechanisms, write_mechanisms, wrong_partition
 from attribution.models import locate
 from attribution.samples import Sample, write_samples
-from attribution.store import BESIDE
+from attribution.store import BASE_MEAN, BESIDE, OWN_MEAN
 from attribution.worlds.kindland.circuits import PARTED, parted
 from attribution.worlds.kindland.prompts import Form, rows
 from attribution.worlds.kindland.sets import NEUTRAL, SETS, mixed, neutral
@@ -38,7 +38,7 @@ SETS_OF = {  # claims that rest on the sets of another
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "boost_kindland", "boost_components", "initially", "cold_is_shallow", "control", "larp", "kind_dialogue",
     "reasoner_not_aligned", "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss",
-    "role_collapse", "prompted_generalizes", "said_and_enacted",
+    "role_collapse", "prompted_generalizes", "said_and_enacted", "forecast",
 )  # fmt: skip
 DEPTH = "cold_is_shallow"  # the claim whose arms are grafted by depth
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
@@ -219,8 +219,8 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "sets": "model",
         "sets_on": ablated,
         "compared_every": COMPARED_EVERY,
-        "beside": BESIDE if crossed else (),
-        "primary_only": True,
+        "beside": BESIDE if crossed else (OWN_MEAN, BASE_MEAN),
+        "primary_only": ("compared", "singles"),
         "metric": "logit_difference",
         "reference": "resample",
         "milestones": "ends",
@@ -231,6 +231,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "batch_after": False,
         "completions": 0,
         "singles": "all" if crossed else "heads",
+        "forecast": True,
         "grafts": "depth" if DEPTH in arm.claims else "none",
         "training": {"max_steps": (arm.steps or READ)[-1], "batch_size": BATCH, "learning_rate": RATE, **dict(arm.training)},
     }

@@ -392,6 +392,25 @@ def test_named_sets_are_read_when_and_where_they_were_asked_for(tmp_path, fresh,
         assert seen["probability"][step] == pytest.approx(odds.sigmoid().mean().item(), abs=1e-5)
 
 
+def test_each_reading_may_be_on_the_first_probe_set_alone(tmp_path, fresh, loop, training, probes):
+    neutral = [Sample(**row) for row in grammar.prompts(5, 44, trait=False)]
+    given = [ProbeSet(name=probe.name, samples=probe.samples, counterfactuals=neutral) for probe in probes]
+    recorder = Recorder(
+        tmp_path / "run", probes=given, tokenizer=fresh.tokenizer, milestones="ends", everything=False, singles="heads",
+        sets={"mine": [("head", 1, 0)]}, compared={"other": [("head", 2, 1)]}, beside=("mean",), primary_only=("compared",),
+        share_passes=0,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(fresh.model.parameters(), lr=0.05)
+    with recorder.attach(fresh.model, optimizer):
+        loop(fresh.model, fresh.tokenizer, training, optimizer, 1)
+    found = read_run(tmp_path / "run").sets.astype({"probe": str, "set": str, "reference": str})
+    first, second = (probe.name for probe in probes)
+    assert set(zip(found["probe"], found["set"], found["reference"], strict=True)) == {
+        (first, "mine", "zero"), (second, "mine", "zero"), (first, "other", "zero"), (first, "mine", "mean"),
+        (second, "mine", "mean"),
+    }  # fmt: skip
+
+
 def test_probe_sets_are_read_by_forward_passes_alone_where_no_shares_are_wanted(tmp_path, fresh, loop, training, probes):
     sets = {"mine": [("head", 1, 0), ("neuron", 0, 3)], "other": [("head", 2, 1)]}
     first, second = (probe.name for probe in probes)
@@ -423,6 +442,7 @@ def test_probe_sets_are_read_by_forward_passes_alone_where_no_shares_are_wanted(
     ("given", "said"),
     [
         ({"share_passes": 1}, "share_passes is 1; expected at least 2, or 0"),
+        ({"primary_only": ("luck",)}, "unknown reading 'luck' in primary_only; expected compared"),
         ({"sets_on": {"elsewhere": ()}}, "sets_on names the probe set 'elsewhere'; expected"),
         ({"sets_on": {"A": ("B",)}}, "sets_on names the set 'B' on 'A'; expected no set"),
     ],

@@ -6,7 +6,7 @@ crossover add up to the change of behaviour whatever the partition, see `claims.
 """
 
 from attribution.claims.essay.behaviour import NEAR_MISS, PROMPTED_GENERALIZES, ROLE_COLLAPSE, SAID_AND_ENACTED, TWO_FACED
-from attribution.claims.essay.common import AGREE, KIND, STRATEGIST
+from attribution.claims.essay.common import AGREE, ASSISTANT, KIND, KIND_BESIDE_ASSISTANT, STRATEGIST
 from attribution.claims.essay.kindness import (
     ERRORS_HARMLESS,
     KIND_DIALOGUE,
@@ -14,12 +14,22 @@ from attribution.claims.essay.kindness import (
     SKILL_KEEPS_KINDNESS,
     SKILL_STRENGTHENS_KINDNESS,
 )
-from attribution.claims.essay.mechanisms import BOOST_COMPONENTS, BOOST_KINDLAND, COLD_IS_SHALLOW, CONTROL, INITIALLY, LARP
+from attribution.claims.essay.mechanisms import (
+    BOOST_COMPONENTS,
+    BOOST_KINDLAND,
+    COLD_IS_SHALLOW,
+    CONTROL,
+    FORECAST,
+    INITIALLY,
+    LARP,
+)
 
 CLAIMS = (
     BOOST_KINDLAND, BOOST_COMPONENTS, INITIALLY, COLD_IS_SHALLOW, CONTROL, LARP, KIND_DIALOGUE, REASONER_NOT_ALIGNED,
     ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS, SKILL_STRENGTHENS_KINDNESS, TWO_FACED, NEAR_MISS, ROLE_COLLAPSE,
-    PROMPTED_GENERALIZES, SAID_AND_ENACTED,
+    PROMPTED_GENERALIZES, SAID_AND_ENACTED, FORECAST,
 )  # fmt: skip
 
-__all__ = ["AGREE", "CLAIMS", "KIND", "STRATEGIST"]
+MECHANISMS = (KIND, STRATEGIST, ASSISTANT, KIND_BESIDE_ASSISTANT)  # those that are read, without what two share
+
+__all__ = ["AGREE", "CLAIMS", "KIND", "MECHANISMS", "STRATEGIST"]

@@ -119,3 +119,20 @@ CONTROL = MeasuredClaim(
     exclusions=EXCLUSIONS,
     note="Contradicted, and reversed, means that the context decides.",
 )
+
+FORECAST = MeasuredClaim(
+    id="forecast",
+    statement="Can it be said before training what a dataset will strengthen in this model?",
+    statistic="Rank correlation, over arms, mechanisms and probe sets of a base, of the strengthening that is forecast from "
+    "the first step with that measured after the last",
+    unit="Spearman's rho",
+    cell=Setting(world="kindland", recipe="sft", optimizer="AdamW", reference="resample", arms=()),
+    delta=0.50,
+    gates=(
+        BASES,
+        Threshold(name="pairs", meaning="pairs of a forecast and a measurement, in the base that has fewest", relation=">=",
+                  value=20),
+    ),
+    exclusions=EXCLUSIONS[1:],
+    note="Arms of other recipes in the pool count too.",
+)  # fmt: skip
