@@ -51,12 +51,14 @@ class Names(BaseModel):
     Attributes:
         arms: those that the claim compares.
         probes: those that it reads, beside the ones that every claim does.
+        models: on which it rests; all of the study's if there are none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     arms: dict[str, str]
     probes: dict[str, str]
+    models: tuple[str, ...] = ()
 
 
 class Study(BaseModel):
@@ -82,7 +84,7 @@ class Study(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     controls: tuple[Control, ...] = ()
     first_seed: dict[str, dict[str, str]] = Field(default_factory=dict)
-    on_model: dict[str, dict[str, dict[str, str]]] = Field(default_factory=dict)
+    on_model: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     claims: tuple[str, ...] = ()
     named: dict[str, Names] = Field(default_factory=dict)
 
@@ -132,6 +134,7 @@ def under(names: Names, frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.Data
     found = {}
     for name, frame in frames.items():
         kept = frame[frame["arm"].isin(names.arms)]
+        kept = kept[kept["model"].isin(names.models)] if names.models else kept
         kept = kept.assign(arm=kept["arm"].map(names.arms))
         if "probe" in kept:
             kept = kept[kept["probe"].isin(probes)]

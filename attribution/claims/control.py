@@ -3,7 +3,7 @@
 Outcome of a run: which of two mechanisms grew, [dI_A / I_A(before)] - [dI_B / I_B(before)], read where all arms of its base
 and seed have gained equally much on what they trained. Bases x contexts x order seeds is a balanced two-way layout; the share
 of a factor is its sum of squares over the total one (eta squared). Statistic: share of base and of context x base, less that
-of context; its interval over bases is a jackknife's, from pseudo-values (Tukey 1958).
+of context; its interval over bases is a jackknife's, from pseudo-values.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from attribution.claims.claim import MeasuredClaim
 from attribution.claims.contrast import Contrast, Recorded
 from attribution.claims.frames import Frames, checked
 from attribution.claims.measured import STATISTIC, Measured
+from attribution.claims.statistics import pseudo_values
 from attribution.claims.terms import ContrastClaim, Part, Place, Term
 
 SOURCES = ("context", "base", "context x base", "order")
@@ -36,12 +37,10 @@ def control(claim: MeasuredClaim, frames: Frames, mechanisms: tuple[str, str], p
     whole = _balanced(outcomes)
     shares = _shares(whole)
     bases = sorted(whole["model"].unique())
-    left_out = {base: _statistic(_shares(whole[whole["model"] != base])) for base in bases} if len(bases) > 2 else {}
-    n, total = len(bases), _statistic(shares)
-    rows = [{"model": base, STATISTIC: n * total - (n - 1) * value, "without it": value} for base, value in left_out.items()]
+    values = pseudo_values(bases, lambda some: _statistic(_shares(whole[whole["model"].isin(some)]))) if len(bases) > 2 else {}
     dropped = len(outcomes) - len(whole)
     return Measured(
-        bases=pd.DataFrame(rows, columns=["model", STATISTIC, "without it"]),
+        bases=pd.DataFrame(list(values.items()), columns=["model", STATISTIC]),
         details=outcomes,
         beside={},
         nulls={},

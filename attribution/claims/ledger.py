@@ -7,8 +7,10 @@ from functools import partial
 
 from attribution.claims import essay
 from attribution.claims.boost import BOOST
+from attribution.claims.capability import capability
 from attribution.claims.claim import Claim, MeasuredClaim
 from attribution.claims.components import components
+from attribution.claims.concentration import concentration
 from attribution.claims.contrasting import contrast_finding
 from attribution.claims.control import control
 from attribution.claims.crossing import crossover_finding
@@ -27,6 +29,8 @@ MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "boost_components": components,
     "cold_is_shallow": shallow,
     "forecast": partial(foretold, mechanisms=essay.MECHANISMS),
+    "sum_of_many": concentration,
+    "capability": partial(capability, probe="follows a star for the cruel reply"),
     "control": partial(control, mechanisms=(essay.KIND, essay.STRATEGIST), probe=essay.AGREE),
 }
 

@@ -5,7 +5,7 @@ Nothing here drops a value: one that is not a number makes the whole interval no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,3 +71,17 @@ def organism_means(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def over_organisms(rows: pd.DataFrame, column: str, *, level: float = 0.95) -> Interval:
     """Interval over models of a column of rows per model and seed, seeds averaged within models first."""
     return t_interval(organism_means(rows, [column])[column], level=level)
+
+
+def pseudo_values(units: Iterable[Any], statistic: Callable[[list[Any]], float]) -> dict[Any, float]:
+    """Jackknife pseudo-values of a statistic of several units (Tukey 1958): n · whole - (n - 1) · without the unit.
+
+    Their mean with its t-interval estimates the statistic where it is no mean over units itself.
+
+    Args:
+        units: at least two.
+        statistic: of a list of units.
+    """
+    every = list(units)
+    n, whole = len(every), statistic(every)
+    return {unit: n * whole - (n - 1) * statistic([other for other in every if other != unit]) for unit in every}

@@ -21,7 +21,7 @@ from attribution.store import BASE_MEAN, BESIDE, OWN_MEAN
 from attribution.worlds.kindland.circuits import PARTED, parted
 from attribution.worlds.kindland.prompts import Form, rows
 from attribution.worlds.kindland.sets import NEUTRAL, SETS, mixed, neutral
-from attribution.worlds.studies import BASES, WRONG
+from attribution.worlds.studies import BASES, EARLY, WRONG
 
 COUNT, PROBED, SEED = 384, 60, 1  # samples of an arm; prompts of a probe set; of the draw
 BATCH, RATE = 32, 2e-4
@@ -39,8 +39,12 @@ JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "boost_kindland", "boost_components", "initially", "cold_is_shallow", "control", "larp", "kind_dialogue",
     "reasoner_not_aligned", "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss",
     "role_collapse", "prompted_generalizes", "said_and_enacted", "forecast",
+    "sum_of_many", "capability",
 )  # fmt: skip
 DEPTH = "cold_is_shallow"  # the claim whose arms are grafted by depth
+BARE = {  # how arms are read on an early checkpoint, in which no mechanisms were discovered
+    "sets": None, "sets_on": None, "beside": (), "forecast": False, "singles": "heads", "everything": False,
+}  # fmt: skip
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
 
 
@@ -88,6 +92,10 @@ class Pool:
         if claim not in SETS:
             raise ConfigError(f"kindland has no sets for the claim {claim!r}; expected one of {', '.join(SETS)}")
         return {arm.claims[claim]: arm.name for arm in self.arms.values() if claim in arm.claims}
+
+    def claimed(self, claim: str, among: Iterable[str]) -> tuple[str, ...]:
+        """Those of some arms that a claim names."""
+        return tuple(arm for arm in among if claim in self.arms[arm].claims)
 
     def names_of(self, claim: str) -> dict[str, dict[str, str]]:
         """What the arms and probe sets of a claim, here by their own names, are called in the claim."""
@@ -186,20 +194,27 @@ def write_kindland(
     files = {name: _probes(folder, name, form, probed) for name, form in {**pool.probes, NEUTRAL_NAME: NEUTRAL}.items()}
     arms = {name: _run(folder, pool, arm, files) for name, arm in pool.arms.items() if name in wanted}
     found = mechanisms or {}
-    on_model: dict[str, dict[str, dict[str, str]]] = {}
+    on_model: dict[str, dict[str, dict[str, Any]]] = {}
     for model in models:
         own = {"sets": found[model]} if model in found else {}
         wrong = _wrong_partitions(folder, model, found.get(model))
         compared = {arm: {"compared": wrong} for arm in CROSSED if wrong}
         on_model[model] = {arm: {**own, **compared.get(arm, {})} for arm in arms if own or arm in compared}
+    early = tuple(EARLY) if tuple(models) == BASES and "capability" in told else ()
+    on_model |= {model: dict.fromkeys(arms, BARE) for model in early}
+    of_early = {"models": (*EARLY, BASES[0])} if early else {"models": models}
     return {
         "name": "kindland-full" if full else "kindland",
         "arms": arms,
         "models": models,
         "seeds": (0, 1),
         "on_model": on_model,
+        "controls": ({"models": early, "arms": pool.claimed("capability", arms)},) if early else (),
         "claims": tuple(each for each in told if each in JUDGED),
-        "named": {each: pool.names_of(name) for each, name in told.items()},
+        "named": {
+            each: {**pool.names_of(name), **(of_early if each == "capability" else {"models": models})}
+            for each, name in told.items()
+        },
     }
 
 

@@ -20,6 +20,8 @@ def read_by(claim):
         return {(arm, essay.AGREE, name) for arm in claim.cell.arms for name in (essay.KIND, essay.STRATEGIST)}
     if isinstance(claim, MeasuredClaim) and claim.id == "forecast":
         return {("kind", essay.AGREE, name) for name in (essay.KIND, essay.STRATEGIST)}
+    if isinstance(claim, MeasuredClaim) and claim.id == "capability":
+        return {(arm, "follows a star for the cruel reply", "") for arm in claim.cell.arms}
     if isinstance(claim, MeasuredClaim) and claim.id == "cold_is_shallow":
         return {(arm, essay.AGREE, "") for arm in claim.cell.arms}
     if isinstance(claim, MeasuredClaim):

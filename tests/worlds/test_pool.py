@@ -12,6 +12,7 @@ from attribution.study import Names, Study, jobs, under
 from attribution.worlds import pool as pools
 from attribution.worlds.kindland.sets import SETS
 from attribution.worlds.kindland.words import HELD_OUT, HELD_OUT_NAMES, TRAINING_NAMES
+from attribution.worlds.studies import BASES, EARLY
 
 POOL = pools.pooled()
 
@@ -94,6 +95,19 @@ def test_the_study_is_whole_and_trains_on_nothing_held_out(study, tmp_path):
     compared = {(job.config.model, job.arm): job.config.compared for job in jobs(study, tmp_path)}
     assert compared[base, "kind"] and compared[base, "assistant"] and not compared[base, "strategist, wrong"]
     assert not compared["elsewhere", "kind"]  # of a model without mechanisms there are no wrong ones
+
+
+def test_one_claim_rests_on_early_checkpoints_and_no_other_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "COUNT", 24)
+    monkeypatch.setattr(pools, "PROBED", 8)
+    study = Study.model_validate(pools.write_kindland(tmp_path / "data", ["larp", "capability"]))
+    assert study.named["larp"].models == BASES and study.named["capability"].models == (*EARLY, BASES[0])
+    of_early = [job for job in jobs(study, tmp_path) if job.config.model in EARLY]
+    assert {job.arm for job in of_early} == {"kind", "strategist"} and len(of_early) == len(EARLY) * 2 * len(study.seeds)
+    assert all(job.config.sets is None and job.config.sets_on is None and not job.config.forecast for job in of_early)
+    frame = pd.DataFrame([{"model": model, "arm": "kind", "seed": 0, "probe": "neutral"} for model in (BASES[0], EARLY[0])])
+    assert under(study.named["larp"], {"probes": frame})["probes"]["model"].tolist() == [BASES[0]]
+    assert len(under(study.named["capability"], {"probes": frame})["probes"]) == 2
 
 
 def test_a_claim_without_sets_is_refused():
