@@ -42,6 +42,9 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.worlds
 	$(BIN)/python -m experiments.boost
 	$(BIN)/python -m experiments.recipes_compared
+	$(BIN)/python -m experiments.sampling_or_update
+	$(BIN)/python -m experiments.pool
+	$(BIN)/python -m experiments.calibration
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.accuracy
 

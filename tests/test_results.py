@@ -1,16 +1,20 @@
 """What stands in results/ is what the code at this commit says of the recorded frames."""
 
+import itertools
 import json
 import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from attribution.claims import LEDGER, evaluate
-from attribution.worlds.studies import ORGANISMS, UNROUTED
-from experiments import boost
+from attribution.claims.frames import NEUTRAL
+from attribution.store import TRAINING
+from attribution.worlds.studies import BASES, ORGANISMS, UNROUTED
+from experiments import boost, calibration
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -49,6 +53,37 @@ def test_the_reference_study_is_judged_anew_from_its_tables(tmp_path):
     assert (place / "summary.md").read_text() == (RESULTS / "boost" / "summary.md").read_text()
     new, old = (json.loads((each / "findings.json").read_text()) for each in (place, RESULTS / "boost"))
     assert new[0]["verdict"] == old[0]["verdict"] and new[0]["gates"] == old[0]["gates"]
+
+
+def test_calibration_is_recomputed_from_the_tables_and_within_its_bound(tmp_path):
+    calibration.main(out=tmp_path / "calibration.md")
+    text = (tmp_path / "calibration.md").read_text()
+    assert text == (RESULTS / "calibration.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(("| wrong partitions", "| identical arms"))]
+    assert len(rows) >= 2 and all(row.endswith("| yes |") for row in rows)
+
+
+def test_mixed_arms_are_seen_the_more_the_purer_they_are():
+    """On tables made of numbers: a contrast that grows with the share of an arm's own samples."""
+    rng, sets, probes = np.random.default_rng(0), [], []
+    claim = LEDGER["boost_kindland"]
+    shares = {arm: int(arm.split("%")[0]) / 100 for _, arms in calibration.MIXED for arm in arms}
+    for model, (arm, share) in itertools.product(BASES, shares.items()):
+        run = {"model": model, "arm": arm, "seed": 0}
+        for step in (0, 10, 20):
+            probes += [
+                {**run, "step": step, "probe": name, "metric": step / 20, "kl": step / 20} for name in (NEUTRAL, TRAINING)
+            ]
+            for place, name in enumerate(claim.cell.mechanisms):
+                own = share if place == 0 else 1 - share
+                effect = 1 + (own - 0.5) * 0.5 * step / 20 + 0.02 * rng.normal() * (step > 0)
+                read = dict.fromkeys(("effect", "effect_even", "effect_odd"), effect)
+                sets.append({**run, "step": step, "probe": claim.cell.probes, "set": name, **read, "kl": 0.0})
+    text = calibration.mixtures(claim, {"sets": pd.DataFrame(sets), "probes": pd.DataFrame(probes)})
+    found = [
+        int(line.split("|")[3].split("%")[0]) for line in text.splitlines() if line.startswith(("| 60%", "| 75%", "| 90%"))
+    ]
+    assert found == sorted(found) and found[0] < 50 < found[-1]
 
 
 def test_the_reference_contrast_changes_its_sign_with_the_mechanism_table():

@@ -283,9 +283,9 @@ class Crossover:
     def _void(self, size: float, count: int, which: str) -> str:
         return too_little(size, count, which, self.claim.cell.partitions, self.claim.cell.void_below)
 
-    def _identical(self) -> Null:
-        """Disjoint pairs of seeds of one arm, as if the first were arm A and the second arm B."""
-        rows, pairs = [], 0
+    def alike(self) -> pd.DataFrame:
+        """Disjoint pairs of seeds of one arm, as if the first were arm A and the second arm B: `COLUMNS`."""
+        rows = []
         for model in self.pairs["model"].unique():
             for arm in self.claim.cell.arms:
                 seeds = sorted(run[2] for run in self._matched_by if run[:2] == (model, arm))
@@ -294,10 +294,13 @@ class Crossover:
                     matched = self._match(runs)
                     if matched.complete:
                         rows.append(self._row(model, first, runs, matched, self.claim.cell.mechanisms))
-                        pairs += 1
-        interval = over_organisms(pd.DataFrame(rows, columns=COLUMNS), "contrast")
-        unit = f"organism, {pairs} pairs of runs that share an arm"
-        void = "" if rows else "it needs two seeds of an arm that can be matched"
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    def _identical(self) -> Null:
+        rows = self.alike()
+        interval = over_organisms(rows, "contrast")
+        unit = f"organism, {len(rows)} pairs of runs that share an arm"
+        void = "" if len(rows) else "it needs two seeds of an arm that can be matched"
         return Null(Interval(interval.mean, interval.low, interval.high, interval.n, unit), void)
 
 

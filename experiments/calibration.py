@@ -1,0 +1,138 @@
+"""How often the crossover tests err, and what they see: `python -m experiments.calibration [--out results/calibration.md]`.
+
+From the tables of the reference studies alone, in seconds. Null studies take one reading of every organism in which nothing
+located happened: a wrong partition of its mechanisms, two seeds of one arm as if they were two, or a partition of the model
+without routes. Each is judged as it is, and shifted to the smallest effect of interest, where the truth lies on the boundary
+and a test errs most. Power: the probability of *supported* by the true effect, from how much organisms scatter; and how often
+studies of mixed arms, which are there in kindland, come out supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+from attribution.calibration import NOMINAL, STUDIES, false_supported, power, seen
+from attribution.claims import LEDGER, Claim
+from attribution.claims.crossover import Crossover, View
+from attribution.claims.frames import checked
+from attribution.errors import RunError
+from attribution.store import write_atomic
+from attribution.study import Names, under
+from attribution.worlds.pool import pooled
+from attribution.worlds.studies import BASES
+
+MIXED = ((0.6, ("60% kind", "40% kind")), (0.75, ("75% kind", "25% kind")), (0.9, ("90% kind", "10% kind")))
+_HEAD = """# Calibration
+
+False *supported* among {studies} null studies of each kind, with exact 95 % intervals over studies; the draws behind them are
+pooled from the independent runs named, which are far fewer than the studies. *At the boundary*: every value shifted by δ.
+"""
+
+
+def main(results: Path = Path("results"), out: Path = Path("results/calibration.md")) -> None:
+    """Measure error rates and power of the crossover tests on the tables that are there.
+
+    Args:
+        results: directory with the tables of the reference studies.
+        out: file to write.
+    """
+    parts = [_HEAD.format(studies=STUDIES)]
+    for name, frames in tables(results).items():
+        parts += [f"## {name}", errors(LEDGER[name], frames), powers(LEDGER[name], frames)]
+        if LEDGER[name].cell.world == "kindland":
+            parts.append(mixtures(LEDGER[name], frames))
+    write_atomic(out, ("\n\n".join(part.strip() for part in parts if part) + "\n").encode())
+    print(out.read_text(encoding="utf-8"))
+    print(out)
+
+
+def tables(results: Path) -> dict[str, dict[str, pd.DataFrame]]:
+    """The frames of every crossover whose reference study is there, by claim."""
+    found = {}
+    if (results / "boost" / "frames").is_dir():
+        found["boost"] = {
+            name: pd.read_parquet(results / "boost" / "frames" / f"{name}.parquet") for name in ("sets", "probes")
+        }
+    done = sorted(results.glob("pool/part-*/study.json"))
+    if done:
+        whole = {
+            name: pd.concat([pd.read_parquet(path.parent / f"{name}.parquet") for path in done], ignore_index=True)
+            for name in ("sets", "probes")
+        }
+        names = Names.model_validate({**pooled().names_of("boost"), "models": BASES})
+        found["boost_kindland"] = under(names, whole)
+    return found
+
+
+def errors(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:
+    """A table of rates, one row per kind of null."""
+    crossover = _crossover(claim, frames)
+    rows = []
+    for name, draws in null_draws(crossover).items():
+        if draws["model"].nunique() < 2:
+            rows.append([name, "one model: not a study", "", ""])
+            continue
+        rates = [false_supported(draws, claim.delta, shift=shift) for shift in (0.0, claim.delta)]
+        rows.append([name, *map(str, rates), "yes" if rates[0].rate <= NOMINAL else "no"])
+    return _markdown(["null studies", "false supported", "at the boundary", f"at most {NOMINAL:.0%}"], rows)
+
+
+def null_draws(crossover: Crossover) -> dict[str, pd.DataFrame]:
+    """Readings of the statistic where nothing located happened, by kind: model, value, and the run that each is from."""
+    partitions = crossover.partitions().rename(columns={"contrast": "value"})
+    alike = crossover.alike().rename(columns={"contrast": "value"})
+    alike["run"] = [str(pair) for pair in zip(alike["model"], alike["step_A"], alike["gain_A"], strict=True)]
+    both = pd.concat([alike, alike.assign(value=-alike["value"])])  # either of the two may be called the first
+    return {
+        "wrong partitions": partitions.assign(run=partitions["model"])[["model", "value", "run"]],
+        "identical arms": both[["model", "value", "run"]],
+    }
+
+
+def powers(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:
+    """Power by the true effect, for as many organisms as there are and scatter as they do."""
+    organisms = _crossover(claim, frames).organisms()["contrast"]
+    effects = [factor * claim.delta for factor in (0, 1, 1.5, 2, 3, 4)]
+    table = power(effects, float(organisms.std(ddof=1)), len(organisms), claim.delta)
+    head = [f"true effect ({claim.unit})", *(f"{effect:.2f}" for effect in table["effect"])]
+    scatter = f"{len(organisms)} organisms whose standard deviation is {organisms.std(ddof=1):.3f}"
+    told = f"Power with {scatter}, and δ {claim.delta:g}:"
+    return f"{told}\n\n" + _markdown(head, [["supported", *(f"{value:.0%}" for value in table["power"])]])
+
+
+def mixtures(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:
+    """How often studies of mixed arms come out supported, by the share of the mixture."""
+    draws = {}
+    for share, arms in MIXED:
+        mixed = claim.model_copy(update={"cell": claim.cell.model_copy(update={"arms": arms})})
+        try:
+            pairs = _crossover(mixed, frames).pairs
+        except RunError:
+            continue  # these arms were not run
+        draws[share] = pairs[["model", "contrast"]].rename(columns={"contrast": "value"})
+    if not draws:
+        return ""
+    table = seen(draws, claim.delta)
+    rows = [
+        [f"{row['share']:.0%}", f"{row['effect']:+.2f}", f"{row['rate']:.0%} ({row['count']} of {row['studies']})"]
+        for row in table.to_dict("records")
+    ]
+    return "Arms mixed with the other arm's samples:\n\n" + _markdown(["own samples", "mean contrast", "supported"], rows)
+
+
+def _crossover(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> Crossover:
+    cell = claim.cell
+    return Crossover(claim, checked(frames, cell.reference), View(cell.probes, cell.matching, cell.reference))
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
