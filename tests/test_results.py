@@ -71,18 +71,16 @@ def test_mixed_arms_are_seen_the_more_the_purer_they_are():
     for model, (arm, share) in itertools.product(BASES, shares.items()):
         run = {"model": model, "arm": arm, "seed": 0}
         for step in (0, 10, 20):
-            probes += [
-                {**run, "step": step, "probe": name, "metric": step / 20, "kl": step / 20} for name in (NEUTRAL, TRAINING)
-            ]
+            matched = {"metric": step / 20, "kl": step / 20}
+            probes += [{**run, "step": step, "probe": name, **matched} for name in (NEUTRAL, TRAINING)]
             for place, name in enumerate(claim.cell.mechanisms):
                 own = share if place == 0 else 1 - share
-                effect = 1 + (own - 0.5) * 0.5 * step / 20 + 0.02 * rng.normal() * (step > 0)
+                effect = 1 + (own - 0.5) * 0.25 * step / 20 + 0.02 * rng.normal() * (step > 0)
                 read = dict.fromkeys(("effect", "effect_even", "effect_odd"), effect)
                 sets.append({**run, "step": step, "probe": claim.cell.probes, "set": name, **read, "kl": 0.0})
     text = calibration.mixtures(claim, {"sets": pd.DataFrame(sets), "probes": pd.DataFrame(probes)})
-    found = [
-        int(line.split("|")[3].split("%")[0]) for line in text.splitlines() if line.startswith(("| 60%", "| 75%", "| 90%"))
-    ]
+    lines = [line for line in text.splitlines() if line.startswith(("| 60%", "| 75%", "| 90%"))]
+    found = [int(line.split("|")[3].split("%")[0]) for line in lines]
     assert found == sorted(found) and found[0] < 50 < found[-1]
 
 
