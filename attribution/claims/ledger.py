@@ -17,6 +17,7 @@ from attribution.claims.crossing import crossover_finding
 from attribution.claims.finding import Finding
 from attribution.claims.foretold import foretold
 from attribution.claims.frames import Frames
+from attribution.claims.hidden import hidden
 from attribution.claims.measured import Measured, measured_finding
 from attribution.claims.sampled import SAMPLING_OR_UPDATE
 from attribution.claims.shallow import shallow
@@ -30,6 +31,7 @@ MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "cold_is_shallow": shallow,
     "forecast": partial(foretold, mechanisms=essay.MECHANISMS),
     "sum_of_many": concentration,
+    "precision": hidden,
     "capability": partial(capability, probe="follows a star for the cruel reply"),
     "control": partial(control, mechanisms=(essay.KIND, essay.STRATEGIST), probe=essay.AGREE),
 }

@@ -57,7 +57,7 @@ def test_a_claim_has_gates_exclusions_and_a_threshold_for_every_part(name):
 
 
 def test_the_pool_judges_them():
-    assert set(pools.JUDGED) == set(NATURAL) <= {*SETS, *pools.SETS_OF}
+    assert {*pools.JUDGED, "precision"} == set(NATURAL) <= {*SETS, *pools.SETS_OF}  # which has a loop of its own
 
 
 def test_hashes_differ():

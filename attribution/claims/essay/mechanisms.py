@@ -165,3 +165,16 @@ CAPABILITY = MeasuredClaim(
     exclusions=EXCLUSIONS[1:],
     note="The unit of replication is a checkpoint of one base, so the interval is of this base only.",
 )
+
+PRECISION = MeasuredClaim(
+    id="precision",
+    statement="Do few components change, or does bf16 hide the change?",
+    statistic="Fraction of the weights that finetuning changes in float32 and leaves as they were in bfloat16, at a learning "
+    "rate of 1e-5",
+    unit="fraction of the weights",
+    cell=Setting(world="kindland", recipe="a plain loop", optimizer="AdamW", reference="none", arms=("kind",)),
+    delta=0.25,
+    gates=(BASES.model_copy(update={"meaning": "bases"}),),
+    exclusions=EXCLUSIONS[2:],
+    note="Supported means that bf16 hides changes; that few weights change is then no evidence that few components do.",
+)
