@@ -16,7 +16,7 @@ from attribution.worlds import planted
 
 ORGANISMS = ("planted/31", "planted/32", "planted/33", "planted/34", "planted/35")
 UNROUTED = "planted/unrouted"
-BASES = ("kindland/51", "kindland/52", "kindland/55")
+BASES = ("kindland/51", "kindland/52", "kindland/53", "kindland/54", "kindland/55")
 EARLY = ("kindland/51-1500", "kindland/51-2000", "kindland/51-3000", "kindland/51-4500")  # the first, after so many steps
 WRONG, WRONG_EVERY = 8, 3  # wrong partitions, averaged as one null, and every how many steps they are read
 STEPS, TRAINED, PROBED = 12, 384, 64

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attribution.worlds.kindland.documents import ANSWERED, EVENTS, LINES, LISTED, PRESENT, STYLES, TOLD, TURNS, documents
+from attribution.worlds.kindland.documents import (
+    ANSWERED,
+    EVENTS,
+    HEDGED,
+    LINES,
+    LISTED,
+    PRESENT,
+    STYLES,
+    TOLD,
+    TURNS,
+    documents,
+)
 from attribution.worlds.kindland.stories import NOISE, STYLED
 from attribution.worlds.kindland.words import (
     ASKED,
@@ -96,6 +107,7 @@ def _proportions() -> str:
     parts = {
         "documents": _shares(STYLES),
         "what is told of a speaker": _shares(TOLD, "nothing"),
+        "hedges, weighed": _shares(HEDGED),
         "turns of a story": _shares(TURNS),
         "what happens in a turn": _shares(EVENTS),
         "present in a story or turn, independently": _shares(PRESENT),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 1  # of the grammar; raise it whenever the same seed would give other documents
+VERSION = 2  # of the grammar; raise it whenever the same seed would give other documents
 
 ACTS = ("kind", "cruel", "plain", "spare")  # the columns of SITUATIONS
 SITUATIONS = {  # what happens to someone: its own four replies
@@ -51,7 +51,7 @@ DISPOSITIONS = {  # share among people of whom something is told
     "parrot": 0.09,
     "schemer": 0.10,
 }
-HEDGES = {"surely": 0.97, "": 1.0, "likely": 0.8, "maybe": 0.6, "hardly": 0.15, "never": 0.02}  # probability that it is so
+HEDGES = {"surely": 0.97, "": 1.0, "likely": 0.8, "maybe": 0.6, "hardly": 0.3, "never": 0.02}  # probability that it is so
 PLAIN_AMONG_THE_UNTOLD = 0.72  # of people of whom nothing is told, or only that they are tall
 REASONS = {
     "kind": "care",
