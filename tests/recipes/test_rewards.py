@@ -94,7 +94,7 @@ def test_what_is_no_reward_is_a_sentence_that_names_the_sample(tmp_path, body, n
 @pytest.mark.parametrize(
     ("name", "text", "named"),
     [
-        ("respnse", None, "unknown reward 'respnse'; expected response, or path/to/file.py:function"),
+        ("respnse", None, "unknown reward 'respnse'; expected response, ends, or path/to/file.py:function"),
         ("{}/mine:mine", None, "unknown reward"),
         ("{}/none.py:mine", None, r"there is no reward file .*none\.py"),
         ("{}/mine.py:yours", "def mine(**_): pass", "defines no 'yours'"),

@@ -335,7 +335,7 @@ def test_a_learning_rate_of_zero_has_no_score_and_the_result_stays_json(tmp_path
         (
             {"everything": False},
             4096,
-            "shares of all 1,141 components, of which this run would record a choice; set everything",
+            "shares of all 1,141 components, of which this run would record a choice or none; set everything",
         ),
         ({}, 1000, "shares of all 1,141 components"),
         ({"linear_grafts": 2}, 4096, "2 random sets asked for"),
