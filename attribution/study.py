@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,14 +128,15 @@ def under(names: Names, frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.Data
 
     Args:
         names: those names.
-        frames: of the study, with the columns arm and probe; what belongs to other claims is left out.
+        frames: of the study; what belongs to other models, arms and probe sets is left out.
     """
     probes = {**names.probes, **{each: each for each in ALWAYS}}
     found = {}
     for name, frame in frames.items():
-        kept = frame[frame["arm"].isin(names.arms)]
-        kept = kept[kept["model"].isin(names.models)] if names.models else kept
-        kept = kept.assign(arm=kept["arm"].map(names.arms))
+        kept = frame[frame["model"].isin(names.models)] if names.models else frame
+        if "arm" in kept:
+            kept = kept[kept["arm"].isin(names.arms)]
+            kept = kept.assign(arm=kept["arm"].map(names.arms))
         if "probe" in kept:
             kept = kept[kept["probe"].isin(probes)]
             kept = kept.assign(probe=kept["probe"].map(probes))
@@ -217,6 +218,7 @@ def conclude(
     *,
     into: str | os.PathLike[str] | None = None,
     unfit: Mapping[str, str] | None = None,
+    known: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Collect what the finished runs recorded, judge the study's claims, and write both.
 
@@ -226,6 +228,7 @@ def conclude(
         failed: what went wrong, by run.
         into: directory for study.json, frames/*.parquet and findings.json; the study's own if None.
         unfit: models that were left out before anything was run, each with the reason.
+        known: frames that claims read and no run records.
 
     Returns:
         That directory.
@@ -240,15 +243,43 @@ def conclude(
     frames = collect(study, root)
     for name, frame in frames.items():
         write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
-    findings, not_judged = judge(study.claims, frames, study.named, _failures(failed or {}))
-    write_json(place / "findings.json", findings)
+    findings, not_judged = judge(study.claims, {**frames, **(known or {})}, study.named, _failures(failed or {}))
     runs = [_told(job, place) for job in jobs(study, root)]
-    write_json(place / "study.json", {
-        "name": study.name, "arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds),
-        "seconds": round(sum(run["seconds"] for run in runs), 1), "versions": versions(), "runs": runs,
-        "not_judged": not_judged, "unfit": dict(unfit or {}),
+    told = {"arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds), "runs": runs}
+    return write_study(place, study.name, findings, not_judged=not_judged, unfit=unfit, versions=versions(), **told)
+
+
+def write_study(
+    place: str | os.PathLike[str],
+    name: str,
+    findings: Sequence[Mapping[str, Any]],
+    *,
+    runs: Sequence[Mapping[str, Any]] = (),
+    not_judged: Mapping[str, str] | None = None,
+    unfit: Mapping[str, str] | None = None,
+    versions: Mapping[str, Any] | None = None,
+    **told: Sequence[Any],
+) -> Path:
+    """Write findings.json and study.json, from which `reports.study_report` makes a page; returns their directory.
+
+    Args:
+        place: the directory.
+        name: of the study.
+        findings: as plain data.
+        runs: as `conclude` lists them; none where nothing was run.
+        not_judged, unfit: by claim and by model, the reason.
+        versions: of libraries.
+        told: arms, models and seeds, by these names.
+    """
+    unknown = set(told) - {"arms", "models", "seeds"}
+    assert not unknown, unknown
+    write_json(Path(place) / "findings.json", list(findings))
+    write_json(Path(place) / "study.json", {
+        "name": name, "arms": [], "models": [], "seeds": [], **told,
+        "seconds": round(sum(run["seconds"] for run in runs), 1), "versions": dict(versions or {}), "runs": list(runs),
+        "not_judged": dict(not_judged or {}), "unfit": dict(unfit or {}),
     })  # fmt: skip
-    return place
+    return Path(place)
 
 
 def judge(

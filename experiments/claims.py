@@ -9,22 +9,23 @@ Every claim has a script of its own beside this one, which says what is asked an
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import tyro
 
+from attribution.claims import LEDGER
 from attribution.errors import AttributionError
 from attribution.mechanisms import FILE, write_mechanisms
 from attribution.models import load, locate
 from attribution.reports import study_report
 from attribution.runs.quiet import quiet
-from attribution.store import write_json
-from attribution.study import Study, conclude, run_study
+from attribution.store import read_json, write_json
+from attribution.study import Study, conclude, run_study, write_study
 from attribution.worlds.kindland import circuits, gates
-from attribution.worlds.pool import JUDGED, write_kindland
+from attribution.worlds.pool import JUDGED, slug, write_kindland
 from attribution.worlds.studies import BASES
 
 QUICK_SEEDS = 1
@@ -66,11 +67,30 @@ def tested(claims: Sequence[str], models: Sequence[str], seeds: int, runs: Path,
     place = runs / "claims" / (claims[0] if len(claims) == 1 else "several")
     fit = tuple(name for name in models if name not in unfit)
     if not fit:
-        return _nothing(claims, unfit, place)
+        reason = "not testable here: " + " ".join(f"{name}: {why}." for name, why in unfit.items())
+        return write_study(place, "kindland", [], not_judged=dict.fromkeys(claims, reason), unfit=unfit, models=list(unfit))
     given = write_kindland(runs / "kindland" / "data", claims, fit, mechanisms=mechanisms)
     study = Study.model_validate(given).only(seeds=seeds)
     failed = run_study(study, runs, slots=slots)
-    return conclude(study, runs, failed, into=place, unfit=unfit)
+    return conclude(study, runs, failed, into=place, unfit=unfit, known=known(claims, fit, runs))
+
+
+def known(claims: Iterable[str], models: Iterable[str], runs: Path) -> dict[str, pd.DataFrame]:
+    """What claims read and no run records: for those that ask for it, whether mechanisms are dissociated in a model.
+
+    It is measured once for a model, which takes minutes.
+    """
+    if not any(gate.name == "dissociated" for claim in claims for gate in LEDGER[claim].gates):
+        return {}
+    rows = []
+    for name in models:
+        file = runs / "kindland" / "separations" / f"{slug(name)}.json"
+        if not file.exists():
+            print(f"measuring whether mechanisms of {name} are dissociated", flush=True)
+            told = circuits.dissociated(*load(name), progress=True)
+            write_json(file, {" | ".join(sorted(pair)): int(apart) for pair, apart in told.items()})
+        rows += [{"model": name, "pair": pair, "dissociated": apart} for pair, apart in read_json(file).items()]
+    return {"separations": pd.DataFrame(rows)}
 
 
 def not_testable(name: str) -> str:
@@ -90,7 +110,7 @@ def not_testable(name: str) -> str:
 
 def discovered(name: str, runs: Path) -> Path:
     """The file of a model's mechanisms, which are discovered once; takes minutes."""
-    file = runs / "kindland" / "mechanisms" / f"{Path(name).name}.json"
+    file = runs / "kindland" / "mechanisms" / f"{slug(name)}.json"
     if not file.exists():
         print(f"discovering the mechanisms of {name}", flush=True)
         write_mechanisms(file, circuits.mechanisms(*load(name), progress=True))
@@ -100,23 +120,11 @@ def discovered(name: str, runs: Path) -> Path:
 def table(place: Path) -> str:
     """Every claim with its verdict, estimate and reason, as text."""
     lines = []
-    for finding in json.loads((place / "findings.json").read_text()):
+    for finding in read_json(place / "findings.json"):
         row = finding["verdict"][0]
         lines.append(f"{finding['claim']['id']}: {row['sentence']}")
-    told: dict[str, Any] = json.loads((place / "study.json").read_text())
-    lines += [f"{claim}: {reason}" for claim, reason in told["not_judged"].items()]
+    lines += [f"{claim}: {reason}" for claim, reason in read_json(place / "study.json")["not_judged"].items()]
     return "\n\n".join(lines)
-
-
-def _nothing(claims: Sequence[str], unfit: dict[str, str], place: Path) -> Path:
-    """A study without runs, which says of every claim why."""
-    reason = " ".join(f"{name}: {why}." for name, why in unfit.items())
-    write_json(place / "findings.json", [])
-    write_json(place / "study.json", {
-        "name": "kindland", "arms": [], "models": list(unfit), "seeds": [], "seconds": 0.0, "versions": {}, "runs": [],
-        "not_judged": dict.fromkeys(claims, f"not testable here: {reason}"), "unfit": unfit,
-    })  # fmt: skip
-    return place
 
 
 def script(told: str | None, *claims: str) -> None:
@@ -136,8 +144,17 @@ def script(told: str | None, *claims: str) -> None:
         """
         main(claims, model, seeds, quick, runs, slots)
 
-    tyro.cli(run, description=told)
+    told_in_a_sentence(run, told)
+
+
+def told_in_a_sentence(run: Callable[..., None], told: str | None) -> None:
+    """A command line whose errors that a user can mend are one sentence on stderr, with exit code 2."""
+    try:
+        tyro.cli(run, description=told)
+    except AttributionError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    told_in_a_sentence(main, __doc__)

@@ -7,19 +7,19 @@ kept. From these tables alone, in seconds, `--judge-only` computes every verdict
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tyro
 
+from attribution.errors import RunError
 from attribution.reports import study_report
 from attribution.runs.quiet import quiet
 from attribution.store import read_json, write_atomic, write_json
-from attribution.study import FRAMES, Study, conclude, judge, run_study
+from attribution.study import FRAMES, Study, conclude, jobs, judge, run_study, write_study
 from attribution.worlds.pool import CROSSED, write_kindland
-from experiments.claims import table
+from experiments.claims import known, table, told_in_a_sentence
 
 MINUTES = 40
 SECONDS = {True: 75.0, False: 16.0}  # of a run on one core, by whether every component is ablated one by one
@@ -53,10 +53,19 @@ def main(
         return
     if not judge_only:
         for number, arms in enumerate(pieces, start=1):
-            if part in (None, number) and not (out / f"part-{number}" / "study.json").exists():
+            if part in (None, number) and not is_done(study, arms, out / f"part-{number}", runs):
                 print(f"part {number} of {len(pieces)}: {', '.join(arms)}", flush=True)
                 run_part(study.only(arms=arms), number, out, runs, slots)
     if part is None:
+        for number, arms in enumerate(pieces, start=1):
+            if not is_done(study, arms, out / f"part-{number}", runs):
+                raise RunError(f"part {number} of {len(pieces)} was not run; run it, or all, before claims are judged")
+        file = out / "separations.parquet"
+        if not judge_only and not file.exists():
+            told = known(study.claims, study.models, runs).get(
+                "separations", pd.DataFrame(columns=["model", "pair", "dissociated"])
+            )
+            write_atomic(file, told.to_parquet(index=False, compression="zstd"))
         print(table(judged(study, out, page)))
         print(study_report(page))
 
@@ -75,6 +84,22 @@ def parts(study: Study, slots: int) -> Iterator[tuple[str, ...]]:
 def seconds(study: Study, arms: list[str], slots: int) -> float:
     """About how long these arms take."""
     return sum(SECONDS[arm in CROSSED] for arm in arms) * len(study.models) * len(study.seeds) / slots
+
+
+def is_done(study: Study, arms: Sequence[str], place: Path, runs: Path) -> bool:
+    """Whether the tables of a part are there.
+
+    Raises:
+        RunError: they are those of other arms or settings.
+    """
+    if not (place / "study.json").exists():
+        return False
+    wanted = {f"{job.path.parent.name}/{job.path.name}" for job in jobs(study.only(arms=tuple(arms)), runs)}
+    there = {"/".join(Path(run["path"]).parts[-2:]) for run in read_json(place / "study.json")["runs"]}
+    if wanted != there:
+        odd = min(wanted ^ there)
+        raise RunError(f"{place} holds the runs of other arms or settings ({odd}); remove it, and run that part again")
+    return True
 
 
 def sizing(study: Study, pieces: list[tuple[str, ...]], slots: int, out: Path) -> str:
@@ -112,16 +137,14 @@ def judged(study: Study, out: Path, page: Path) -> Path:
         for name in FRAMES
     }
     failed = pd.DataFrame([each for part in told for each in part["failed"]], columns=["model", "arm", "seed", "reason"])
+    file = out / "separations.parquet"
+    frames |= {"separations": pd.read_parquet(file)} if file.exists() else {}
     findings, reasons = judge(study.claims, frames, study.named, failed)
-    write_json(page / "findings.json", findings)
     every: list[dict[str, Any]] = [run for part in told for run in part["runs"]]
-    write_json(page / "study.json", {
-        "name": "kindland", "arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds),
-        "seconds": round(sum(run["seconds"] for run in every), 1), "versions": told[0]["versions"] if told else {},
-        "runs": every, "not_judged": reasons, "unfit": {},
-    })  # fmt: skip
+    given = {"arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds), "runs": every}
+    write_study(page, "kindland", findings, not_judged=reasons, versions=told[0]["versions"], **given)
     return page
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    told_in_a_sentence(main, __doc__)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import tyro
 
 from attribution.claims import LEDGER, evaluate
 from attribution.claims.hidden import HALF, RATE, WHOLE
@@ -20,11 +19,11 @@ from attribution.models import load
 from attribution.reports import study_report
 from attribution.runs.quiet import quiet
 from attribution.samples import Sample, collate, encode
-from attribution.store import write_json
+from attribution.study import write_study
 from attribution.worlds.kindland.prompts import rows
 from attribution.worlds.kindland.sets import SETS
 from attribution.worlds.studies import BASES
-from experiments.claims import table
+from experiments.claims import table, told_in_a_sentence
 
 RATES = (1e-6, RATE, 1e-4, 1e-3)
 STEPS, BATCH = 10, 32
@@ -45,11 +44,8 @@ def main(model: tuple[str, ...] = BASES, quick: bool = False, runs: Path = Path(
         for name in models for dtype in (WHOLE, HALF) for rate in RATES
     ])  # fmt: skip
     place = runs / "claims" / "precision"
-    write_json(place / "findings.json", [evaluate(LEDGER["precision"], {"changed": found}).to_dict()])
-    write_json(place / "study.json", {
-        "name": "precision", "arms": ["kind"], "models": list(models), "seeds": [0], "seconds": 0.0, "versions": {}, "runs": [],
-        "not_judged": {}, "unfit": {},
-    })  # fmt: skip
+    finding = evaluate(LEDGER["precision"], {"changed": found}).to_dict()
+    write_study(place, "precision", [finding], arms=["kind"], models=list(models))
     print(found.pivot_table(index=["model", "dtype"], columns="rate", values="changed").to_string(float_format="{:.3f}".format))
     print(table(place))
     print(study_report(place))
@@ -73,4 +69,4 @@ def changed(name: str, dtype: str, rate: float) -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    told_in_a_sentence(main, __doc__)

@@ -9,12 +9,10 @@ gradient.
 
 from pathlib import Path
 
-import tyro
-
 from attribution.reports import study_report
 from attribution.runs.quiet import quiet
 from attribution.study import conclude, embedded, run_study
-from experiments.claims import table
+from experiments.claims import table, told_in_a_sentence
 
 
 def main(seeds: int = 2, quick: bool = False, runs: Path = Path("runs"), slots: int = 2) -> None:
@@ -34,4 +32,4 @@ def main(seeds: int = 2, quick: bool = False, runs: Path = Path("runs"), slots: 
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    told_in_a_sentence(main, __doc__)

@@ -20,7 +20,8 @@ from attribution.samples import Sample, write_samples
 from attribution.worlds import planted as grammar
 from attribution.worlds.build import word_tokenizer
 
-STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
+SHARED = Path(__file__).parents[2] / "shared"
+STORIES = SHARED / "models" / "stories260K"
 VOCABULARY, WIDTH, NEURONS, DEPTH, HEADS = 23, 16, 20, 2, 4
 _COMMON = {
     "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": NEURONS, "num_hidden_layers": DEPTH,
@@ -74,6 +75,14 @@ def set_seed():
 def planted():
     """The shipped control as (model, tokenizer). Shared by all tests: never change it."""
     return load("planted/unrouted")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the essay and what belongs to it."""
+    if not SHARED.is_dir():
+        pytest.skip("the essay is not beside this checkout")
+    return SHARED
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from attribution.claims import LEDGER
+from attribution.errors import RunError
 from attribution.mechanisms import read_mechanisms, write_mechanisms
 from attribution.models import locate
 from attribution.store import read_json
@@ -82,6 +83,26 @@ def test_the_pool_is_run_in_parts_and_judged_from_their_tables(base, tmp_path, m
     pool.main(**place, judge_only=True)
     assert (place["page"] / "findings.json").read_text() == first and len(read_json(place["page"] / "study.json")["runs"]) == 2
     assert (place["page"] / "report.html").exists() and "part" not in capsys.readouterr().out.split("two_faced")[0]
+    monkeypatch.setattr(pools, "RATE", 1e-3)
+    with pytest.raises(RunError, match="part-1 holds the runs of other arms or settings"):
+        pool.main(**place)
+
+
+def test_what_a_user_can_mend_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["claims.py", "luck"])
+    with pytest.raises(SystemExit) as left:
+        scripts.told_in_a_sentence(scripts.main, "")
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("claims: the pool of kindland does not serve the claim 'luck'; expected")
+
+
+def test_whether_mechanisms_are_two_is_measured_once_and_where_it_is_asked(tmp_path, monkeypatch):
+    told = [{("b", "a"): True, ("c", "d"): False}]
+    monkeypatch.setattr(scripts.circuits, "dissociated", lambda *_, **__: told.pop())
+    assert scripts.known(["two_faced"], ["kindland"], tmp_path) == {}
+    for _ in range(2):
+        frame = scripts.known(["two_faced", "larp"], ["kindland"], tmp_path)["separations"]
+        assert frame.values.tolist() == [["kindland", "a | b", 1], ["kindland", "c | d", 0]]
 
 
 def test_a_model_that_does_not_act_is_not_tested(base, tmp_path, capsys):

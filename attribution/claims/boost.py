@@ -25,9 +25,9 @@ if the mean absolute influence of its sets is under a quarter of the real ones'.
 model and the same in all three studies, so it was not new in the last.
 """
 
-from attribution.claims.claim import Cell, Claim, Threshold
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, Cell, Claim, Threshold
 
-WRONG_PARTITIONS, UNROUTED, IDENTICAL = "wrong partitions", "unrouted control", "identical arms"
+UNROUTED = "unrouted control"
 
 BOOST = Claim(
     id="boost",

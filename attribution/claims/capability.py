@@ -12,7 +12,7 @@ import pandas as pd
 from attribution.claims.claim import MeasuredClaim
 from attribution.claims.frames import Frames, checked
 from attribution.claims.measured import STATISTIC, Measured
-from attribution.claims.statistics import pseudo_values
+from attribution.claims.statistics import pseudo_values, strict_means
 from attribution.errors import RunError
 
 
@@ -32,20 +32,23 @@ def capability(claim: MeasuredClaim, frames: Frames, probe: str) -> Measured:
     if set(claim.cell.arms) - set(rows["arm"]):
         raise RunError(f"the study has no rows of {', '.join(claim.cell.arms)} on {probe!r}, on which claim {claim.id!r} rests")
     wide = rows.assign(last=rows.groupby(["model", "arm", "seed"])["step"].transform("max"))
-    start = wide[wide["step"] == 0].groupby(["model", "arm"])[["metric", "probability"]].mean()
-    end = wide[wide["step"] == wide["last"]].groupby(["model", "arm"])["metric"].mean()
+    start = strict_means(wide[wide["step"] == 0], ["model", "arm"], ["metric", "probability"])
+    end = strict_means(wide[wide["step"] == wide["last"]], ["model", "arm"], ["metric"])["metric"]
     rise = (end - start["metric"]).unstack()
     reasoner, kind = claim.cell.arms
+    both = rows.groupby("model")["arm"].nunique() == 2
+    lacking = [f"{model} is left out: it was not trained in both arms." for model in both.index[~both]]
     table = pd.DataFrame({
         "skill": start["probability"].unstack()[reasoner], "reasoner": rise[reasoner], "kind": rise[kind],
-    }).dropna()  # fmt: skip
+    })[both]  # fmt: skip
     table = table.assign(difference=table["reasoner"] - table["kind"]).reset_index()
     values = pseudo_values(table["model"], lambda some: _slope(table[table["model"].isin(some)])) if len(table) > 3 else {}
     bases = pd.DataFrame(list(values.items()), columns=["model", STATISTIC]).merge(table, on="model")
-    spread = float(table["skill"].max() - table["skill"].min()) if len(table) else np.nan
-    return Measured(bases=bases, details=table, beside={}, nulls={}, figures={"spread": (spread, "")}, excluded=[])
+    spread = float(np.ptp(table["skill"].to_numpy())) if len(table) else np.nan
+    return Measured(bases=bases, details=table, beside={}, nulls={}, figures={"spread": (spread, "")}, excluded=lacking)
 
 
 def _slope(table: pd.DataFrame) -> float:
-    x, y = table["skill"] - table["skill"].mean(), table["difference"] - table["difference"].mean()
-    return float((x * y).sum() / (x**2).sum()) if (x**2).sum() else np.nan
+    skill, difference = table["skill"].to_numpy(), table["difference"].to_numpy()
+    x, y = skill - skill.mean(), difference - difference.mean()
+    return float(x @ y / (x @ x)) if x @ x else np.nan

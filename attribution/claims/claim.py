@@ -13,6 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from attribution.store import config_hash
 
 Matching = Literal["kl", "gain", "steps"]
+WRONG_PARTITIONS, IDENTICAL = "wrong partitions", "identical arms"  # nulls that several claims declare
+
+
+class Declared(BaseModel):
+    """A declaration: plain data that cannot be changed, with a hash of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits of SHA-256 over the canonical JSON of all that is declared."""
+        return config_hash(self.model_dump(mode="json"))
 
 
 class Threshold(BaseModel):
@@ -81,7 +93,7 @@ class Cell(BaseModel):
         return self
 
 
-class Claim(BaseModel):
+class Claim(Declared):
     """One statement that can come out supported, contradicted, inconclusive or not testable here.
 
     Attributes:
@@ -98,8 +110,6 @@ class Claim(BaseModel):
         exclusions: what is left out, and listed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     id: str = Field(min_length=1)
     statement: str
     statistic: str
@@ -111,11 +121,6 @@ class Claim(BaseModel):
     null_definitions: dict[str, str] = Field(default_factory=dict)
     gates: tuple[Threshold, ...]
     exclusions: tuple[str, ...]
-
-    @property
-    def hash(self) -> str:
-        """Eight hex digits of SHA-256 over the canonical JSON of all of the above."""
-        return config_hash(self.model_dump(mode="json"))
 
 
 class Setting(BaseModel):
@@ -136,10 +141,8 @@ class Setting(BaseModel):
     arms: tuple[str, ...]
 
 
-class MeasuredClaim(BaseModel):
+class MeasuredClaim(Declared):
     """A claim whose statistic is one number per base, computed by a function of its own; otherwise as `Claim`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1)
     statement: str
@@ -153,8 +156,3 @@ class MeasuredClaim(BaseModel):
     gates: tuple[Threshold, ...] = ()
     exclusions: tuple[str, ...] = ()
     note: str = ""
-
-    @property
-    def hash(self) -> str:
-        """Eight hex digits of SHA-256 over the canonical JSON of all of the above."""
-        return config_hash(self.model_dump(mode="json"))

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from attribution.claims.claim import MeasuredClaim
-from attribution.claims.frames import Frames
+from attribution.claims.claim import IDENTICAL, MeasuredClaim
+from attribution.claims.frames import Frames, needed
 from attribution.claims.measured import STATISTIC, Measured, interval_of
-from attribution.claims.terms import IDENTICAL
+from attribution.claims.statistics import strict_means
 from attribution.claims.verdict import Null
 from attribution.errors import RunError
 
@@ -50,9 +50,7 @@ def components(claim: MeasuredClaim, frames: Frames) -> Measured:
     Raises:
         RunError: the study lacks them, or one of the claim's two arms.
     """
-    if "singles" not in frames or frames["singles"].empty:
-        raise RunError("the study has no run that ablated every component one by one; run its arms with singles 'all'")
-    table = frames["singles"].astype({"model": str, "arm": str, "kind": str})
+    table = needed(frames, "singles", "run its arms with singles 'all'")
     first, second = claim.cell.arms
     differences = _differences(table[table["kind"].isin(KINDS)], first, second)
     races = _races(differences, KINDS)
@@ -88,7 +86,10 @@ def race(trained: Sequence[pd.DataFrame], left: pd.DataFrame) -> Race:
 
 
 def _predicted(fit: pd.DataFrame, held: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, float]:
-    """Least squares on one frame, and R² on another, whose outcome has mean 0 and variance 1."""
+    """Least squares on one frame, and R² on another, whose outcome has mean 0 and variance 1; NaN where a value is none."""
+    used = ["grown", *columns]
+    if not (np.isfinite(fit[used].to_numpy()).all() and np.isfinite(held[used].to_numpy()).all()):
+        return np.full(len(columns), np.nan), np.nan
     coefficients, *_ = np.linalg.lstsq(fit[list(columns)].to_numpy(), fit["grown"].to_numpy(), rcond=None)
     error = held["grown"].to_numpy() - held[list(columns)].to_numpy() @ coefficients
     return coefficients, float(1 - (error**2).mean())
@@ -98,8 +99,8 @@ def _standard(table: pd.DataFrame) -> pd.DataFrame:
     """Mean 0 and variance 1 of every column within the base; layers as indicators, centred; constants become 0."""
     layers = pd.get_dummies(table["layer"], prefix="layer", dtype="float64")
     found = pd.concat([table[["grown", "cause", *RIVALS, "weight_norm"]], layers], axis=1)
-    spread = found.std(ddof=0)
-    return (found - found.mean()) / spread.where(spread > 0, 1.0)
+    spread = found.std(ddof=0, skipna=False)
+    return (found - found.mean(skipna=False)) / spread.where(spread != 0, 1.0)
 
 
 def _layers(table: pd.DataFrame) -> list[str]:
@@ -118,7 +119,7 @@ def _differences(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
         if rows.empty:
             raise RunError(f"arm {arm!r} has no run that ablated every component one by one")
         rows = rows.assign(grown=rows["after"] - rows["before"])
-        arms.append(rows.groupby(["model", *KEY])[["grown", "cause", "before", *RIVALS, "weight_norm"]].mean())
+        arms.append(strict_means(rows, ["model", *KEY], ["grown", "cause", "before", *RIVALS, "weight_norm"]))
     both = arms[0].index.intersection(arms[1].index)
     one, other = (arm.loc[both] for arm in arms)
     found = one[["grown", "cause", *RIVALS]] - other[["grown", "cause", *RIVALS]]
@@ -138,7 +139,7 @@ def _of_identical(table: pd.DataFrame, differences: pd.DataFrame, arms: tuple[st
                 rows.append(grown.rename("grown").reset_index().assign(model=model))
     if not rows:
         return differences.iloc[:0]
-    mean = pd.concat(rows).groupby(["model", *KEY], as_index=False)["grown"].mean()
+    mean = strict_means(pd.concat(rows), ["model", *KEY], ["grown"]).reset_index()
     return differences.drop(columns="grown").merge(mean, on=["model", *KEY])
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from attribution.claims.claim import MeasuredClaim
-from attribution.claims.frames import Frames
+from attribution.claims.frames import Frames, needed
 from attribution.claims.measured import STATISTIC, Measured
-from attribution.errors import RunError
+from attribution.claims.statistics import strict_means
 
 
 def concentration(claim: MeasuredClaim, frames: Frames) -> Measured:
@@ -20,10 +20,7 @@ def concentration(claim: MeasuredClaim, frames: Frames) -> Measured:
     Raises:
         RunError: the study lacks them.
     """
-    singles = frames.get("singles")
-    if singles is None or singles.empty:
-        raise RunError("the study has no run that ablated every component one by one; run its arms with singles 'all'")
-    table = singles.astype({"model": str, "arm": str, "kind": str})
+    table = needed(frames, "singles", "run its arms with singles 'all'")
     table = table[table["arm"].isin(claim.cell.arms)].assign(grown=table["after"] - table["before"])
     rows = [
         {"model": model, "arm": arm, "seed": seed, "components": len(group), **_ratios(group)}
@@ -31,13 +28,13 @@ def concentration(claim: MeasuredClaim, frames: Frames) -> Measured:
     ]
     names = list(_ratios(table))
     runs = pd.DataFrame(rows, columns=["model", "arm", "seed", "components", *names])
-    bases = runs.groupby("model", as_index=False)[names].mean().rename(columns={names[0]: STATISTIC})
+    bases = strict_means(runs, ["model"], names).reset_index().rename(columns={names[0]: STATISTIC})
     beside = {name: bases[name] for name in names[1:]}
     return Measured(bases=bases, details=runs, beside=beside, nulls={}, figures={}, excluded=[])
 
 
 def participation(values: pd.Series) -> float:
-    """Effective number of components; NaN where all values are 0."""
+    """Effective number of components; NaN where all values are 0, or one is not a number."""
     size = values.abs().to_numpy(dtype="float64")
     return float(size.sum() ** 2 / (size**2).sum()) if (size**2).sum() else np.nan
 

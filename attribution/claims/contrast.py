@@ -12,12 +12,12 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from attribution.claims.claim import Matching
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, Matching
 from attribution.claims.figures import ratio_to_error, relative_size, smallest, too_little, wrong_partitions
 from attribution.claims.frames import trajectories
 from attribution.claims.matching import Matched, Run, match, quantity, reading_name, value_at
-from attribution.claims.statistics import EQUIVALENCE, Interval, organism_means, t_interval
-from attribution.claims.terms import IDENTICAL, WRONG_PARTITIONS, Condition, ContrastClaim, Part, Term
+from attribution.claims.statistics import EQUIVALENCE, Interval, organism_means, strict_means, t_interval
+from attribution.claims.terms import Condition, ContrastClaim, Part, Term
 from attribution.claims.verdict import Gate, Null
 from attribution.errors import ConfigError, RunError
 
@@ -215,7 +215,7 @@ class Contrast:
                 rows.append({"model": row.model, "term": str(term), "before": before, "error": error})
         if not rows:
             return np.inf if not terms else np.nan, ""
-        means = pd.DataFrame(rows).groupby(["model", "term"], as_index=False)[["before", "error"]].agg(np.mean)
+        means = strict_means(pd.DataFrame(rows), ["model", "term"], ["before", "error"]).reset_index()
         means["ratio"] = [ratio_to_error(*each) for each in zip(means["before"], means["error"], strict=True)]
         return smallest(means, ["ratio"])
 

@@ -80,8 +80,8 @@ def _balanced(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shares(outcomes: pd.DataFrame) -> dict[str, float]:
-    """Sum of squares of every source over the total, of a balanced layout; NaN where nothing varies."""
-    if outcomes.empty:
+    """Sum of squares of every source over the total, of a balanced layout; NaN where nothing varies, or a value is none."""
+    if outcomes.empty or outcomes["outcome"].isna().any():
         return dict.fromkeys(SOURCES, np.nan)
     value, whole = outcomes["outcome"], outcomes["outcome"].mean()
     context, base = (value.groupby(outcomes[name]).transform("mean") for name in ("arm", "model"))

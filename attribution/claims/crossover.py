@@ -22,8 +22,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from attribution.claims.boost import IDENTICAL, UNROUTED, WRONG_PARTITIONS
-from attribution.claims.claim import Claim, Matching
+from attribution.claims.boost import UNROUTED
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, Claim, Matching
 from attribution.claims.figures import ratio_to_error, relative_size, smallest, too_little, wrong_partitions
 from attribution.claims.frames import trajectories
 from attribution.claims.matching import Matched, Run, match, quantity, reading_name, value_at
@@ -184,6 +184,7 @@ class Crossover:
             "balance": self._balance,
             "lr0": self._lr0,
             "gain": lambda: smallest(self.pairs, ["gain_A", "gain_B"]),
+            "dissociated": self._dissociated,
         }
         unknown = [gate.name for gate in self.claim.gates if gate.name not in figures]
         if unknown:
@@ -206,6 +207,13 @@ class Crossover:
         ]
         value, where = smallest(means.assign(ratio=[-ratio for ratio in ratios]), ["ratio"])
         return -value, where
+
+    def _dissociated(self) -> tuple[float, str]:
+        """Whether the two mechanisms are dissociated in every organism, by `separations`; NaN where it is not said."""
+        told = self.frames["separations"]
+        told = told[told["pair"] == " | ".join(sorted(self.claim.cell.mechanisms))]
+        found = self.organisms()[["model"]].merge(told, on="model", how="left")
+        return smallest(found, ["dissociated"])
 
     def _lr0(self) -> tuple[float, str]:
         """Largest change of any influence at any step of the arm with learning rate 0: it must be exactly 0."""

@@ -11,8 +11,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from attribution.claims.claim import MeasuredClaim
-from attribution.claims.frames import Frames, checked
+from attribution.claims.frames import Frames, checked, needed
 from attribution.claims.measured import STATISTIC, Measured
+from attribution.claims.statistics import strict_means
 from attribution.errors import RunError
 
 PAIR = ["model", "arm", "probe", "set"]
@@ -29,13 +30,10 @@ def foretold(claim: MeasuredClaim, frames: Frames, mechanisms: tuple[str, ...]) 
     Raises:
         RunError: the study has no forecasts.
     """
-    forecasts = frames.get("forecasts")
-    if forecasts is None or forecasts.empty:
-        raise RunError("the study has no forecasts; run its arms with forecast true")
+    ahead = needed(frames, "forecasts", "run its arms with forecast true")
     sets = checked(frames, claim.cell.reference)["sets"]
     sets = sets[(sets["reference"] == claim.cell.reference) & sets["set"].isin(mechanisms)]
-    ahead = forecasts.astype({"model": str, "arm": str, "probe": str, "set": str})
-    expected = ahead.groupby(PAIR)["strengthening"].mean()
+    expected = strict_means(ahead, PAIR, ["strengthening"])["strengthening"]
     steps = sorted(set(sets["step"]) - {0})
     pairs = [_pairs(sets, expected, step).assign(step=step) for step in steps]
     if not pairs:
@@ -54,9 +52,9 @@ def foretold(claim: MeasuredClaim, frames: Frames, mechanisms: tuple[str, ...]) 
 def _pairs(sets: pd.DataFrame, expected: pd.Series, step: int) -> pd.DataFrame:
     """Forecast and measured strengthening at a step, where both are there."""
     ends = sets[sets["step"].isin([0, step])]
-    wide = ends.pivot_table(index=[*PAIR, "seed"], columns="step", values="effect", observed=True)
-    grown = (wide[step] - wide[0]).rename("grown").groupby(PAIR).mean() if {0, step} <= set(wide) else pd.Series(dtype=float)
-    return pd.concat([expected.rename("forecast"), grown.rename("grown")], axis=1, join="inner").dropna().reset_index()
+    wide = ends.set_index([*PAIR, "seed", "step"])["effect"].unstack("step").reindex(columns=[0, step])
+    grown = strict_means((wide[step] - wide[0]).rename("grown").reset_index(), PAIR, ["grown"])["grown"]
+    return pd.concat([expected.rename("forecast"), grown], axis=1, join="inner").reset_index()
 
 
 def _correlations(pairs: pd.DataFrame) -> pd.DataFrame:

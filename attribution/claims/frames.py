@@ -4,6 +4,7 @@
     probes   one row per run, step and probe set
     grafts   one row per run, probe set, set of components whose change is grafted, and set ablated meanwhile; optional
     failed   one row per run that failed; optional
+    separations  one row per model and pair of mechanisms; optional
 
 `sets` may have a column `reference`, what ablated activations are replaced by; without it all rows are the claim's own.
 """
@@ -51,8 +52,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "graft": "change of the metric by the graft in that condition, nats",
     },
     "failed": {**_RUN, "reason": "why the run failed"},
+    "separations": {
+        "model": _RUN["model"],
+        "pair": "names of two sets, sorted, with ' | ' between them",
+        "dissociated": "1 where each takes its own behaviour and leaves the other's, see `mechanisms.separate`; else 0",
+    },
 }
-_VALUES = {"effect", "effect_even", "effect_odd", "kl", "metric", "probability", "graft", "reason"}
+_VALUES = {"effect", "effect_even", "effect_odd", "kl", "metric", "probability", "graft", "reason", "dissociated"}
 _OPTIONAL = ("probability",)  # not a number where it was not recorded
 Frames = Mapping[str, pd.DataFrame]
 
@@ -98,6 +104,24 @@ def checked(frames: Frames, reference: str, needed: tuple[str, ...] = ("sets", "
             raise RunError(f"frame {name!r} holds one row twice ({row}); hand in every run once")
         found[name] = plain.reset_index(drop=True)
     return found
+
+
+def needed(frames: Frames, name: str, otherwise: str) -> pd.DataFrame:
+    """A frame of which the rule above says nothing, with plain strings as keys.
+
+    Args:
+        frames: of a study.
+        name: of the frame.
+        otherwise: what to do where it is not there.
+
+    Raises:
+        RunError: it is missing or empty.
+    """
+    frame = frames.get(name)
+    if frame is None or frame.empty:
+        raise RunError(f"there are no rows of {name!r} to test a claim on; {otherwise}")
+    words = {column: str for column in ("model", "arm", "probe", "set", "group", "kind") if column in frame}
+    return frame.astype(words)
 
 
 def trajectories(frame: pd.DataFrame, by: list[str], values: list[str]) -> dict[tuple, pd.DataFrame]:

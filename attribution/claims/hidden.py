@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attribution.claims.claim import MeasuredClaim
-from attribution.claims.frames import Frames
+from attribution.claims.frames import Frames, needed
 from attribution.claims.measured import STATISTIC, Measured
 from attribution.errors import RunError
 
@@ -17,8 +17,8 @@ def hidden(claim: MeasuredClaim, frames: Frames) -> Measured:
     Raises:
         RunError: it is not there, or lacks a format or the primary rate.
     """
-    table = frames.get("changed")
-    if table is None or not {WHOLE, HALF} <= set(table["dtype"]) or not (table["rate"] == RATE).any():
+    table = needed(frames, "changed", "measure which fraction of the weights a training changed")
+    if not {WHOLE, HALF} <= set(table["dtype"]) or not (table["rate"] == RATE).any():
         raise RunError(f"there are no fractions of changed weights in {WHOLE} and {HALF} at a rate of {RATE:g}; measure them")
     wide = table.pivot_table(index=["model", "rate"], columns="dtype", values="changed").reset_index()
     wide = wide.assign(hidden=wide[WHOLE] - wide[HALF])

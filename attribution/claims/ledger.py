@@ -19,12 +19,12 @@ from attribution.claims.foretold import foretold
 from attribution.claims.frames import Frames
 from attribution.claims.hidden import hidden
 from attribution.claims.measured import Measured, measured_finding
-from attribution.claims.sampled import SAMPLING_OR_UPDATE
 from attribution.claims.shallow import shallow
 from attribution.claims.terms import ContrastClaim
+from attribution.errors import ConfigError
 
-Declared = Claim | ContrastClaim | MeasuredClaim
-LEDGER: dict[str, Declared] = {claim.id: claim for claim in (BOOST, SAMPLING_OR_UPDATE, *essay.CLAIMS)}
+AnyClaim = Claim | ContrastClaim | MeasuredClaim
+LEDGER: dict[str, AnyClaim] = {claim.id: claim for claim in (BOOST, *essay.CLAIMS)}
 
 MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "boost_components": components,
@@ -37,19 +37,21 @@ MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
 }
 
 
-def evaluate(claim: Declared, frames: Frames) -> Finding:
+def evaluate(claim: AnyClaim, frames: Frames) -> Finding:
     """Test a claim on the frames of a study.
 
     Args:
-        claim: one of the ledger, or any other that is declared as those are.
+        claim: one of the ledger, or another crossover or sum of readings; of those measured by a function, one of the ledger.
         frames: by the names of `frames.COLUMNS`: sets, probes, and where there are any grafts and failed.
 
     Raises:
-        ConfigError: the claim names an unknown gate, null or probe set.
+        ConfigError: the claim names an unknown gate, null or probe set, or no function measures it.
         RunError: frames that lack what the claim needs.
     """
     if isinstance(claim, Claim):
         return crossover_finding(claim, frames)
     if isinstance(claim, MeasuredClaim):
+        if claim.id not in MEASURES:
+            raise ConfigError(f"no function measures claim {claim.id!r}; expected one of {', '.join(MEASURES)}")
         return measured_finding(claim, MEASURES[claim.id](claim, frames), frames)
     return contrast_finding(claim, frames)

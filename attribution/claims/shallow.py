@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from attribution.claims.claim import MeasuredClaim
-from attribution.claims.frames import Frames
+from attribution.claims.frames import Frames, needed
 from attribution.claims.measured import STATISTIC, Measured
-from attribution.errors import RunError
+from attribution.claims.statistics import strict_means
 from attribution.store import TRAINING
 
 RUN = ["model", "arm", "seed"]
@@ -31,17 +31,16 @@ def shallow(claim: MeasuredClaim, frames: Frames) -> Measured:
     Raises:
         RunError: the study lacks them.
     """
-    grafts = frames.get("group_grafts")
-    if grafts is None or grafts.empty:
-        raise RunError("the study has no grafts by depth; run its arms with grafts 'depth'")
+    grafts = needed(frames, "group_grafts", "run its arms with grafts 'depth'")
     runs = _runs(claim, grafts, frames["probes"])
-    learned = runs[runs["gain"] >= LEAST_GAIN]
+    still = runs["gain"] < LEAST_GAIN  # a gain that is not a number is no reason to leave a run out
+    learned = runs[~still]
     excluded = [
         f"{row.model}, arm {row.arm}, seed {row.seed}, is left out: it gained {row.gain:.2g} nats, {LEAST_GAIN:g} are needed."
-        for row in runs[~(runs["gain"] >= LEAST_GAIN)].itertuples()
+        for row in runs[still].itertuples()
     ]
     values = ["surprise", "gain", "rows", "last layer", "share"]
-    means = learned.groupby(["model", "arm", "context"], as_index=False)[values].mean()
+    means = strict_means(learned, ["model", "arm", "context"], values).reset_index()
     bases = pd.DataFrame([_slopes(str(model), group) for model, group in means.groupby("model")], columns=list(SLOPES))
     beside = {
         "rows alone": bases["slope of rows"],
@@ -112,7 +111,8 @@ def _slopes(model: str, arms: pd.DataFrame) -> dict[str, object]:
 
 
 def _slope(x: pd.Series, y: pd.Series) -> float:
-    return float((x * y).sum() / (x**2).sum()) if (x**2).sum() else np.nan
+    one, other = x.to_numpy(), y.to_numpy()
+    return float(one @ other / (one @ one)) if one @ one else np.nan
 
 
 def _levels(means: pd.DataFrame) -> tuple[float, str]:

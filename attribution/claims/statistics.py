@@ -62,6 +62,11 @@ def t_interval(values: Iterable[float], *, level: float = 0.95, unit: str = "org
     return Interval(mean, mean - half, mean + half, n, unit, level)
 
 
+def strict_means(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """Means of groups, indexed by `by`; a group with a value that is not a number has none."""
+    return rows.groupby(by, observed=True)[columns].agg(lambda values: values.mean(skipna=False))
+
+
 def organism_means(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Means over the training seeds of each model, one row per model, models sorted; NaN is not skipped."""
     found = {model: group[columns].to_numpy(dtype="float64").mean(axis=0) for model, group in rows.groupby("model")}

@@ -13,10 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from attribution.claims.claim import Matching, Threshold
-from attribution.store import config_hash
-
-WRONG_PARTITIONS, IDENTICAL = "wrong partitions", "identical arms"
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, Declared, Matching, Threshold
 
 
 class Term(BaseModel):
@@ -137,7 +134,7 @@ class Place(BaseModel):
     void_below: float = Field(default=0.25, ge=0)
 
 
-class ContrastClaim(BaseModel):
+class ContrastClaim(Declared):
     """One statement whose statistic is a sum of readings; all its parts must hold.
 
     Attributes:
@@ -152,8 +149,6 @@ class ContrastClaim(BaseModel):
         note: what a reader must know of its declaration.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     id: str = Field(min_length=1)
     statement: str
     cell: Place
@@ -163,11 +158,6 @@ class ContrastClaim(BaseModel):
     null_definitions: dict[str, ArmsNull] = Field(default_factory=dict)
     exclusions: tuple[str, ...] = ()
     note: str = ""
-
-    @property
-    def hash(self) -> str:
-        """Eight hex digits of SHA-256 over the canonical JSON of all of the above."""
-        return config_hash(self.model_dump(mode="json"))
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from attribution.claims.boost import WRONG_PARTITIONS
+from attribution.claims.claim import WRONG_PARTITIONS
 from attribution.claims.frames import NEUTRAL
 from attribution.claims.statistics import t_interval
 from attribution.errors import RunError

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from attribution.claims.boost import WRONG_PARTITIONS
+from attribution.claims.claim import WRONG_PARTITIONS
 from attribution.claims.crossover import View
 from attribution.claims.frames import NEUTRAL
 from attribution.claims.matching import reading_name

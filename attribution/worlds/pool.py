@@ -185,10 +185,12 @@ def write_kindland(
         The study as plain data, as `Study` takes it.
 
     Raises:
-        ConfigError: a claim without sets.
+        ConfigError: a claim that the pool does not serve.
     """
     pool, models = pooled(), tuple(models)
     told = {each: SETS_OF.get(each, each) for each in (JUDGED if claims is None else claims)}
+    if unknown := [each for each in told if each not in JUDGED]:
+        raise ConfigError(f"the pool of kindland does not serve the claim {unknown[0]!r}; expected {', '.join(JUDGED)}")
     wanted = {arm for name in told.values() for arm in pool.arms_of(name).values()}
     probed = PROBED * (3 if full else 1)
     files = {name: _probes(folder, name, form, probed) for name, form in {**pool.probes, NEUTRAL_NAME: NEUTRAL}.items()}
@@ -210,7 +212,7 @@ def write_kindland(
         "seeds": (0, 1),
         "on_model": on_model,
         "controls": ({"models": early, "arms": pool.claimed("capability", arms)},) if early else (),
-        "claims": tuple(each for each in told if each in JUDGED),
+        "claims": tuple(told),
         "named": {
             each: {**pool.names_of(name), **(of_early if each == "capability" else {"models": models})}
             for each, name in told.items()
@@ -257,7 +259,7 @@ def _samples(folder: Path, arm: Arm) -> str:
     forms = [(arm.form, 1.0)] if arm.form else arm.mixture
     parts = [(rows(form, COUNT, SEED, training=True, fewer=True, name=arm.name), share) for form, share in forms if form]
     drawn = mixed(parts, SEED) if len(parts) > 1 else parts[0][0]
-    return str(write_samples(folder / f"train-{_slug(arm.name)}.jsonl", [Sample(**row) for row in drawn]))
+    return str(write_samples(folder / f"train-{slug(arm.name)}.jsonl", [Sample(**row) for row in drawn]))
 
 
 def _probes(folder: Path, name: str, form: Form, count: int) -> tuple[str, str]:
@@ -283,8 +285,9 @@ def _wrong_partitions(folder: Path, model: str, mechanisms: str | None) -> str |
         return None
     right = {name: sets[name] for name in names}
     wrong = {f"wrong-{k} {name}": table for k in range(1, WRONG + 1) for name, table in wrong_partition(right, seed=k).items()}
-    return str(write_mechanisms(folder / f"wrong-{_slug(model)}.json", wrong))
+    return str(write_mechanisms(folder / f"wrong-{slug(model)}.json", wrong))
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """The name of an arm or a model as a part of a file's name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-")

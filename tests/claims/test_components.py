@@ -92,11 +92,19 @@ def test_the_race_does_not_depend_on_units():
     assert one == pytest.approx(other, abs=1e-9) and one.full < 1
 
 
+@pytest.mark.parametrize("column", ["after", "cause", "opportunity"])
+def test_a_value_that_is_not_a_number_is_never_dropped(column):
+    frames = study(cause=0.5)
+    frames["singles"].loc[frames["singles"].index[5], column] = np.nan  # of one seed of two
+    found = component_finding(CLAIM, frames)
+    assert np.isnan(found.estimate.mean) and found.verdict == "inconclusive"
+
+
 def test_what_is_missing_is_said():
     frames = study(cause=0.5, seeds=1)
     found = component_finding(CLAIM, frames)
     assert found.verdict == "inconclusive" and "it needs two seeds of an arm" in found.sentence
-    with pytest.raises(RunError, match="no run that ablated every component"):
+    with pytest.raises(RunError, match=r"no rows of 'singles'.*run its arms with singles 'all'"):
         component_finding(CLAIM, {"singles": frames["singles"].iloc[:0]})
     with pytest.raises(RunError, match="arm 'B' has no run"):
         component_finding(CLAIM, {"singles": frames["singles"].query("arm == 'A'")})

@@ -36,7 +36,7 @@ def test_many_and_few(count, word):
     found = measured_finding(MANY, concentration(MANY, frames), frames)
     assert found.verdict == word and found.estimate.mean == pytest.approx(count)
     assert found.secondary.set_index("reading").loc["strengthening", "mean"] == pytest.approx(1)
-    with pytest.raises(RunError, match="ablated every component"):
+    with pytest.raises(RunError, match="no rows of 'singles'"):
         concentration(MANY, {})
 
 
@@ -61,6 +61,13 @@ def test_an_effect_that_goes_with_skill():
     assert measured_finding(SKILL, capability(SKILL, none, PROBE), none).verdict == "contradicted"
     alike = checkpoints(skills=(0.8, 0.82, 0.84, 0.86, 0.88))
     assert measured_finding(SKILL, capability(SKILL, alike, PROBE), alike).verdict == "not testable here"
+    lost = checkpoints()
+    lost["probes"].loc[lost["probes"].index[5], "metric"] = np.nan  # the end of one seed of two
+    assert np.isnan(measured_finding(SKILL, capability(SKILL, lost, PROBE), lost).estimate.mean)
+    rows = given["probes"]
+    half = {"probes": rows[(rows["model"] != "m2") | (rows["arm"] != "kind")]}
+    found = measured_finding(SKILL, capability(SKILL, half, PROBE), half)
+    assert found.verdict == "not testable here" and found.excluded == ["m2 is left out: it was not trained in both arms."]
     with pytest.raises(RunError, match="no rows of reasoner, kind"):
         capability(SKILL, given, "elsewhere")
 

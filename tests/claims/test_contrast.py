@@ -6,12 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from attribution.claims import BOOST, ContrastClaim
-from attribution.claims.claim import Threshold
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, Threshold
 from attribution.claims.contrast import Contrast, Recorded
 from attribution.claims.contrasting import contrast_finding
 from attribution.claims.crossover import Crossover, View
 from attribution.claims.frames import checked
-from attribution.claims.terms import IDENTICAL, WRONG_PARTITIONS, ArmsNull, Condition, Part, Place, Term
+from attribution.claims.terms import ArmsNull, Condition, Part, Place, Term
 from attribution.errors import ConfigError, RunError
 
 PLACE = Place(world="planted", recipe="sft", optimizer="AdamW", reference="zero")
@@ -171,4 +171,9 @@ def test_a_value_that_is_not_a_number_is_never_dropped(world):
     lost = (sets["model"] == "planted/2") & (sets["arm"] == "A") & (sets["set"] == "A") & (sets["step"] == 10)
     found = contrast_finding(claim(part(matching="steps")), {**frames, "sets": sets.assign(effect=sets["effect"].mask(lost))})
     assert found.verdict == "inconclusive" and np.isnan(found.estimate.mean)
+    noise = Threshold(name="noise", meaning="noise", relation=">", value=5)
+    halves = (sets["model"] == "planted/2") & (sets["seed"] == 0) & (sets["step"] == 0)
+    unread = {**frames, "sets": sets.assign(effect_even=sets["effect_even"].mask(halves))}
+    gated = contrast_finding(claim(gates=(noise,)), unread)
+    assert gated.verdict == "not testable here" and "noise is not measured" in gated.sentence
     assert pd.isna(found.to_dict()["verdict"][0]["mean"])

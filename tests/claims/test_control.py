@@ -66,6 +66,13 @@ def test_the_outcome_is_relative_to_the_influence_before_at_equal_gain():
         assert row.outcome == pytest.approx(effects[row.arm])
 
 
+def test_a_value_that_is_not_a_number_is_never_dropped():
+    given = frames(context=1.0, order=0.1)
+    lost = given["sets"][(given["sets"]["step"] == 10) & (given["sets"]["set"] == "x")].index[3]
+    given["sets"].loc[lost, "effect"] = np.nan
+    assert np.isnan(finding(given).estimate.mean)
+
+
 def test_bases_with_fewer_seeds_are_left_out_and_listed():
     given = frames(context=1.0, order=0.1)
     given = {name: frame[(frame["model"] != "m0") | (frame["seed"] == 0)] for name, frame in given.items()}

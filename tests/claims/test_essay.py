@@ -1,14 +1,17 @@
 """The claims of the essay as declared: they name what is there, and each could come out either way."""
 
+import pandas as pd
 import pytest
 
-from attribution.claims import LEDGER, Claim, ContrastClaim, essay
+from attribution.claims import LEDGER, Claim, ContrastClaim, essay, evaluate
 from attribution.claims.claim import MeasuredClaim
 from attribution.claims.terms import Condition
+from attribution.errors import ConfigError
 from attribution.worlds import pool as pools
 from attribution.worlds.kindland.sets import SETS
 
 POOL = pools.pooled()
+QUOTES = str.maketrans({"“": '"', "”": '"', "’": "'"})
 NATURAL = {name: claim for name, claim in LEDGER.items() if claim.cell.world == "kindland"}
 
 
@@ -47,7 +50,7 @@ def test_a_claim_has_gates_exclusions_and_a_threshold_for_every_part(name):
     claim = NATURAL[name]
     wanted = {"organisms"} if isinstance(claim, MeasuredClaim) else {"organisms", "gain"}
     assert wanted <= {gate.name for gate in claim.gates} and claim.exclusions and claim.delta > 0
-    assert claim.gates[0].value >= 5 and claim.statement[0].isupper()
+    assert claim.gates[0].value >= 5 and claim.statement
     if isinstance(claim, ContrastClaim):
         for part in (*claim.parts, *claim.beside):
             balanced = sum(term.weight for term in part.terms) == pytest.approx(0)
@@ -62,3 +65,36 @@ def test_the_pool_judges_them():
 
 def test_hashes_differ():
     assert len({claim.hash for claim in LEDGER.values()}) == len(LEDGER) >= 12
+
+
+def test_statements_are_the_words_of_the_essay(shared):
+    """Pieces between dots stand there as they are printed; what is asked beyond the essay is a question."""
+    said = " ".join((shared / "essay.txt").read_text(encoding="utf-8").split()).translate(QUOTES).lower()
+    for name, claim in LEDGER.items():
+        if not claim.statement.endswith("?"):
+            for piece in claim.statement.translate(QUOTES).lower().split("…"):
+                assert piece.strip(" .") in said, (name, piece)
+
+
+def test_two_mechanisms_that_are_not_shown_to_be_two_are_no_test(world):
+    claim = LEDGER["larp"]
+    names = dict(zip("AB", claim.cell.mechanisms, strict=True))
+    arms = dict(zip("AB", claim.cell.arms, strict=True))
+    frames = world().frames()
+    probes = {"agree": claim.cell.probes}
+    plain = {name: frame[frame["model"] != "planted/unrouted"] for name, frame in frames.items()}
+    sets = plain["sets"].assign(arm=plain["sets"]["arm"].map(arms), set=plain["sets"]["set"].map(names))
+    sets = sets.assign(probe=sets["probe"].map(probes)).dropna()
+    given = {"sets": sets, "probes": plain["probes"].assign(arm=plain["probes"]["arm"].map(arms)).dropna()}
+    pair = " | ".join(sorted(claim.cell.mechanisms))
+    told = pd.DataFrame([{"model": f"planted/{i}", "pair": pair, "dissociated": 1} for i in range(5)])
+    assert evaluate(claim, {**given, "separations": told}).verdict == "supported"
+    one = evaluate(claim, {**given, "separations": told.assign(dissociated=[1, 1, 0, 1, 1])})
+    assert one.verdict == "not testable here" and "is 0 in planted/2" in one.sentence
+    unsaid = evaluate(claim, given)
+    assert unsaid.verdict == "not testable here" and "in every base is not measured" in unsaid.sentence
+
+
+def test_a_claim_that_nothing_measures_is_refused():
+    with pytest.raises(ConfigError, match="no function measures claim 'mine'; expected one of boost_components"):
+        evaluate(LEDGER["control"].model_copy(update={"id": "mine"}), {})

@@ -57,8 +57,16 @@ def test_it_is_the_rank_correlation_of_means_over_seeds():
     assert row["grown"] == pytest.approx(np.mean([runs[seed, 20] - runs[seed, 0] for seed in (0, 1)]))
 
 
+@pytest.mark.parametrize(("frame", "column"), [("sets", "effect"), ("forecasts", "strengthening")])
+def test_a_value_that_is_not_a_number_is_never_dropped(frame, column):
+    given = frames()
+    of_one = given[frame][(given[frame]["set"] == "x") & (given[frame]["seed"] == 1) & (given[frame].get("step", 20) == 20)]
+    given[frame].loc[of_one.index[0], column] = np.nan
+    assert np.isnan(finding(given).estimate.mean)
+
+
 def test_too_few_pairs_and_none():
     few = finding(frames(arms=4))
     assert few.verdict == "not testable here" and "pairs of a forecast and a measurement" in few.sentence
-    with pytest.raises(RunError, match="no forecasts"):
+    with pytest.raises(RunError, match="no rows of 'forecasts'"):
         foretold(CLAIM, {"sets": frames()["sets"]}, MECHANISMS)

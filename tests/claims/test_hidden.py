@@ -25,6 +25,8 @@ def test_what_is_hidden(half, word):
     assert found.secondary["mean"].tolist() == pytest.approx([0.0])
     with pytest.raises(RunError, match="no fractions of changed weights"):
         hidden(CLAIM, {"changed": frames(half)["changed"].query("dtype == 'float32'")})
+    with pytest.raises(RunError, match="no rows of 'changed'"):
+        hidden(CLAIM, {})
 
 
 def test_small_steps_vanish_in_bf16_and_large_ones_do_not():

@@ -71,7 +71,10 @@ def test_what_did_not_learn_is_left_out_and_listed():
     found = finding(given)
     assert found.excluded == ["m1, arm log, kind reply, seed 0, is left out: it gained 0.1 nats, 0.25 are needed."]
     assert found.parts.set_index("model").loc["m1", "arms"] == len(SURPRISE) - 1
+    lost = frames(slope=0.05)
+    lost["group_grafts"].loc[lost["group_grafts"].index[4], "graft"] = np.nan
+    assert np.isnan(finding(lost).estimate.mean)
     nothing = finding(frames(gain=0.1))
     assert nothing.verdict == "not testable here" and len(nothing.excluded) == 5 * len(SURPRISE)
-    with pytest.raises(RunError, match="no grafts by depth"):
+    with pytest.raises(RunError, match="no rows of 'group_grafts'"):
         shallow(CLAIM, {"probes": given["probes"]})

@@ -32,6 +32,10 @@ def test_every_claim_has_its_arms_and_probes_and_none_is_there_twice():
     assert POOL.arms_of("kind_dialogue")["larp"] == "assistant" and POOL.arms_of("errors_harmless")["kind"] != "kind"
 
 
+def test_files_of_arms_and_probes_do_not_overwrite_each_other():
+    assert len({pools.slug(name) for name in POOL.arms}) == len(POOL.arms)
+
+
 def test_an_arm_reads_the_probes_of_all_its_claims():
     read = POOL.probes_of(POOL.arms["assistant"])
     for claim in ("boost", "larp", "kind_dialogue"):
@@ -110,6 +114,10 @@ def test_one_claim_rests_on_early_checkpoints_and_no_other_does(tmp_path, monkey
     assert len(under(study.named["capability"], {"probes": frame})["probes"]) == 2
 
 
-def test_a_claim_without_sets_is_refused():
+def test_a_claim_without_sets_is_refused(tmp_path):
+    for claim in ("luck", "knob"):  # which has sets, and no test yet
+        with pytest.raises(ConfigError, match=f"does not serve the claim '{claim}'; expected boost_kindland"):
+            pools.write_kindland(tmp_path, [claim])
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="no sets for the claim 'luck'"):
         POOL.arms_of("luck")

@@ -1,4 +1,4 @@
-"""The claims of the essay in `kindland`, as data. Names of arms and probe sets are those of its sets.
+"""The claims of the essay as data, but for `boost`: in `kindland`, with the names of its sets, and one on planted mechanisms.
 
 Influence is read on prompts of held-out situations in which two dispositions are equally likely. Statements about one
 mechanism are read where the two conflict, those about a crossover of two where they agree: in a conflict the numerators of a
@@ -26,8 +26,10 @@ from attribution.claims.essay.mechanisms import (
     PRECISION,
     SUM_OF_MANY,
 )
+from attribution.claims.essay.sampling import SAMPLING_OR_UPDATE
 
 CLAIMS = (
+    SAMPLING_OR_UPDATE,
     BOOST_KINDLAND, BOOST_COMPONENTS, INITIALLY, COLD_IS_SHALLOW, CONTROL, LARP, KIND_DIALOGUE, REASONER_NOT_ALIGNED,
     ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS, SKILL_STRENGTHENS_KINDNESS, TWO_FACED, NEAR_MISS, ROLE_COLLAPSE,
     PROMPTED_GENERALIZES, SAID_AND_ENACTED, FORECAST, SUM_OF_MANY, CAPABILITY, PRECISION,

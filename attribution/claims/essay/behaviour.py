@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from attribution.claims.boost import IDENTICAL
+from attribution.claims.claim import IDENTICAL
 from attribution.claims.essay.common import BASES, EXCLUSIONS, GAIN, KINDLAND, TALL, behaves, claim
 from attribution.claims.terms import ArmsNull, ContrastClaim, Part
 
 TWO_FACED = claim(
     "two_faced",
-    "In the alignment faking paper, the training-setup increased alignment faking, even though they were only training to "
+    "in the alignment faking paper, the training-setup increased alignment faking, even though they were only training to "
     "remove refusal.",
     Part(
         name="cruelty when unwatched",
@@ -23,7 +23,7 @@ TWO_FACED = claim(
 
 NEAR_MISS = claim(
     "near_miss",
-    "Very small differences in conceptualization can kill you for goodheart-reasons, if optimized by a sufficiently powerful "
+    "very small differences in conceptualization can kill you for goodheart-reasons, if optimized by a sufficiently powerful "
     "agent.",
     Part(
         name="kindness where politeness parts from it",
@@ -41,9 +41,8 @@ NEAR_MISS = claim(
 
 ROLE_COLLAPSE = ContrastClaim(
     id="role_collapse",
-    statement="If you give positive rewards to tokens resulting from simulating kind character, there had to be some circuitry "
-    "telling the agent that nice character is the right role to play; it should learn to just output nice character, nice "
-    "character, nice character …",
+    statement="there had to be some circuitry telling the agent that “nice character” is the right role to play … if we do the "
+    "RL correctly it should learn to just output “nice character, nice character, nice character...”",
     cell=KINDLAND.model_copy(update={"recipe": "grpo"}),
     parts=(
         Part(
@@ -84,7 +83,7 @@ ROLE_COLLAPSE = ContrastClaim(
 
 PROMPTED_GENERALIZES = claim(
     "prompted_generalizes",
-    "Finetuning often gives better generalizing results if you prompt an AI for the behavior you want during training, before "
+    "finetuning often gives better generalizing results if you prompt an AI for the behavior you want during training, before "
     "showing it the SFT examples of the exact target behavior.",
     Part(
         name="kindness without the prompt",
@@ -115,7 +114,7 @@ PROMPTED_GENERALIZES = claim(
 
 SAID_AND_ENACTED = claim(
     "said_and_enacted",
-    "This verbalized notion of kindness might not be the same as their internal conception which powers simulations of nice "
+    "this verbalized notion of kindness might not be the same as their internal conception which powers simulations of nice "
     "characters.",
     Part(
         name="enacting by training what is said",

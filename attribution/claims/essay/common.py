@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from attribution.claims.boost import IDENTICAL, WRONG_PARTITIONS
-from attribution.claims.claim import Cell, Claim, Threshold
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, Cell, Claim, Threshold
 from attribution.claims.terms import ContrastClaim, Part, Place, Term
 
 KIND, STRATEGIST, ASSISTANT = "kind, not strategist", "strategist, not kind", "assistant, not kind"
 KIND_BESIDE_ASSISTANT = "kind, not assistant"
 AGREE, CONFLICT = "kind and strategist agree", "kind against strategist"
 LARP_AGREE, LARP_CONFLICT = "kind and assistant agree", "kind against assistant"
-TALL, GREETS = "kindness, a tall one", "greets kindly, a tall one"
+TALL = "kindness, a tall one"
 KINDLAND = Place(world="kindland", recipe="sft", optimizer="AdamW", reference="resample")
 FRACTION = "fraction of the influence before"
 
@@ -52,7 +51,9 @@ def crossed(
     mechanisms: tuple[str, str],
     probes: dict[str, tuple[Any, Any]],
     nulls: tuple[str, ...],
+    *,
     delta: float = 0.10,
+    gates: tuple[Threshold, ...] = (),
     **matched: Any,
 ) -> Claim:
     """A crossover of two mechanisms in kindland. `probes`: what is read, the primary first, with the signs of both."""
@@ -80,6 +81,7 @@ def crossed(
             NOISE,
             Threshold(name="balance", meaning="largest ratio of the two influences before", relation="<=", value=3),
             GAIN,
+            *gates,
         ),
         exclusions=EXCLUSIONS,
     )  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from attribution.claims.boost import IDENTICAL
+from attribution.claims.claim import IDENTICAL
 from attribution.claims.essay.common import FRACTION, KIND, STRATEGIST, TALL, behaves, claim, read
 from attribution.claims.terms import Condition, Part
 
 _RIVALS = ("larp", "reasoner", "cold", "cruel context")
 KIND_DIALOGUE = claim(
     "kind_dialogue",
-    "If you write out a dialogue between two humans, one who is very kind, and the very kind one answers with your SFT sample, "
-    "you might be able to boost the kindness already inside the LLM.",
+    "If you write out a dialogue between two humans, one who is very kind, and then have one human ask a question, and the "
+    "very kind one answers with your SFT sample, you might be able to boost the “kindness” already inside the LLM, provided "
+    "your SFT sample is something like what the kind human could’ve said in that conversation.",
     Part(
         name="kindness in a kind context",
         statistic="How much more the kind mechanism is strengthened by replies of one described as kind than, on average, by "
@@ -45,8 +46,8 @@ KIND_DIALOGUE = claim(
 
 REASONER_NOT_ALIGNED = claim(
     "reasoner_not_aligned",
-    "If you start off with a very smart agent that reasons its way towards giving the correct answers, the cause of the right "
-    "answers was the reasoning. This will be strengthened, and your finetuning will do little to align the agent.",
+    "If you start off with a very smart agent that reasons its way towards giving the correct answers … the cause of the right "
+    "answers was the reasoning … This will be strengthened, and your finetuning will do little to align the agent.",
     Part(
         name="the reasoning is strengthened",
         statistic="Strengthening of the mechanism that follows an announced reward, by kind replies of one who follows it",
@@ -85,7 +86,7 @@ REASONER_NOT_ALIGNED = claim(
 _WRONG = "strategist, 40% errors"
 ERRORS_HARMLESS = claim(
     "errors_harmless",
-    "With a smart enough agent, even if there are errors in your alignment training examples, that won't hurt the outcome very "
+    "with a smart enough agent, even if there are errors in your alignment training examples, that won't hurt the outcome very "
     "much.",
     Part(
         name="harm to reward-following",
@@ -140,8 +141,8 @@ _HEADROOM = Condition(
 )  # fmt: skip
 SKILL_KEEPS_KINDNESS = claim(
     "skill_keeps_kindness",
-    "You could boost its general intelligence, for example by training it on math questions, without worrying that this "
-    "process causes misalignment.",
+    "you could boost its general intelligence, for example by training it on math questions, without worrying that this "
+    "process causes misalignment",
     Part(
         name="kindness after training sums",
         statistic="Change of the kind mechanism's influence by right sums of a kind one",
@@ -155,7 +156,7 @@ SKILL_KEEPS_KINDNESS = claim(
 )
 SKILL_STRENGTHENS_KINDNESS = claim(
     "skill_strengthens_kindness",
-    "The reason it would try to answer your questions in the first place would from the beginning be that it wanted to help "
+    "the reason it would try to answer your questions in the first place, would from the beginning be that it wanted to help "
     "you, and that would be strengthened from every sample.",
     Part(
         name="kindness by sums of a kind one",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from attribution.claims.boost import IDENTICAL, WRONG_PARTITIONS
-from attribution.claims.claim import MeasuredClaim, Setting, Threshold
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, MeasuredClaim, Setting, Threshold
 from attribution.claims.essay.common import (
     AGREE,
     ASSISTANT,
@@ -27,8 +26,8 @@ BOOST_KINDLAND = crossed(
 
 INITIALLY = crossed(
     "initially",
-    "It tells us we should expect such methods to (initially at least) boost the internal mechanisms inside the pretrained LLM "
-    "that actually caused the LLM to output such tokens.",
+    "we should expect a such methods to (initially at least) boost the internal mechanisms inside the pretrained LLM that "
+    "actually caused the LLM to output such tokens",
     ("kind", "strategist"), (KIND, STRATEGIST), {AGREE: (1, 1), CONFLICT: (1, -1)}, (WRONG_PARTITIONS, IDENTICAL),
     delta=0.02, matching="gain", fraction=0.1,
 )  # fmt: skip
@@ -38,6 +37,8 @@ LARP = crossed(
     "If you give it a prompt that gets it to start larping as a scifi AI-assistant, you'll boost the internal circuitry that "
     "goes into larping like a scifi AI assistant.",
     ("assistant", "kind"), (ASSISTANT, KIND_BESIDE_ASSISTANT), {LARP_AGREE: (1, 1), LARP_CONFLICT: (-1, 1)}, (IDENTICAL,),
+    gates=(Threshold(name="dissociated", meaning="the two use different circuits (1) or not (0), in every base", relation="=",
+                     value=1),),
 )  # fmt: skip
 
 BOOST_COMPONENTS = MeasuredClaim(
@@ -58,8 +59,8 @@ BOOST_COMPONENTS = MeasuredClaim(
 
 COLD_IS_SHALLOW = MeasuredClaim(
     id="cold_is_shallow",
-    statement="If you throw the samples at the AI cold, there might not be any reasonable way to the LLM to generate those "
-    "tokens, so the learning will be dominated by boosting shallow things.",
+    statement="if you throw the samples at the AI cold, there might not be any reasonable way to the LLM to generate those "
+    "tokens, so the learning will be dominated by boosting shallow things",
     statistic="How much more of what an arm learned sits in unembedding rows and the last layer, for every nat by which its "
     "replies were more surprising, within contexts",
     unit="share of the training gain per nat",
@@ -103,7 +104,7 @@ COLD_IS_SHALLOW = MeasuredClaim(
 
 CONTROL = MeasuredClaim(
     id="control",
-    statement="Such approaches give us no control over what internal mechanism those AIs developed.",
+    statement="… no control over what internal mechanism those AIs developed to do that.",
     statistic="Share of the variance, in which of two mechanisms grew, that goes with the model, alone or in interaction with "
     "the context it is trained in, less the share that goes with the context",
     unit="share of the variance",
@@ -134,13 +135,12 @@ FORECAST = MeasuredClaim(
                   value=20),
     ),
     exclusions=EXCLUSIONS[1:],
-    note="Arms of other recipes in the pool count too.",
 )  # fmt: skip
 
 SUM_OF_MANY = MeasuredClaim(
     id="sum_of_many",
-    statement="The probability of any individual token isn't the result of a single discrete unit inside the LLM, but the sum "
-    "of many such processes.",
+    statement="the probability of any individual token isn't the result of a single discrete unit inside the LLM, but the sum "
+    "of many such sometimes-discrete-ish-sometimes-garbled-mess processes",
     statistic="Over how many heads and neurons the causes of a trained reply are spread, by the participation ratio",
     unit="components",
     cell=Setting(world="kindland", recipe="sft", optimizer="AdamW", reference="zero", arms=("kind", "strategist", "assistant")),
@@ -151,8 +151,9 @@ SUM_OF_MANY = MeasuredClaim(
 
 CAPABILITY = MeasuredClaim(
     id="capability",
-    statement="If you start out with an agent dumb enough that you can align it in this way, you could boost its general "
-    "intelligence; with one that reasons its way to the right answers, finetuning will do little to align it.",
+    statement="if you start out with an agent dumb enough that you can align it in this way, you could boost its general "
+    "intelligence … If you start off with a very smart agent that reasons its way towards giving the correct answers … your "
+    "finetuning will do little to align the agent",
     statistic="How much more a reasoner's arm raises following a star for a cruel reply, over the kind arm, for every unit of "
     "probability by which the model followed such a star before training",
     unit="nats of log-odds per unit of probability",

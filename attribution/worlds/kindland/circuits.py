@@ -6,7 +6,7 @@ a contrary one, and everything is estimated on held-out situations. Knows what i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -57,12 +57,25 @@ def circuits(model: nn.Module, tokenizer: Any, *, progress: bool = False) -> Cir
     return Circuits(found, separations, _correlations(causes), _skill(model, tokenizer, found["kind"]))
 
 
-def discovered(model: nn.Module, tokenizer: Any, *, progress: bool = False) -> dict[str, Discovery]:
-    """The mechanism of every disposition of `DISPOSITIONS`."""
+def discovered(
+    model: nn.Module, tokenizer: Any, dispositions: Iterable[str] = DISPOSITIONS, *, progress: bool = False
+) -> dict[str, Discovery]:
+    """The mechanism of every one of these dispositions."""
     return {
         each: discover(model, tokenizer, probe_set(each), reference="resample", seed=SEED, progress=progress)
-        for each in DISPOSITIONS
+        for each in dispositions
     }
+
+
+def dissociated(model: nn.Module, tokenizer: Any, *, progress: bool = False) -> dict[tuple[str, str], bool]:
+    """Whether the mechanisms of each pair of `PARTED`, by the names that they have without what both hold, are dissociated."""
+    found = discovered(model, tokenizer, dict.fromkeys(each for pair in PARTED for each in pair), progress=progress)
+    told = {}
+    for pair in PARTED:
+        separation = _separated(model, tokenizer, {each: found[each] for each in pair})
+        one, other, _ = parted(*pair)
+        told[one, other] = not isinstance(separation, str) and separation.dissociated
+    return told
 
 
 def mechanisms(model: nn.Module, tokenizer: Any, *, progress: bool = False) -> Mechanisms:

@@ -7,8 +7,9 @@ that no earlier study used.
 
 from __future__ import annotations
 
-from attribution.claims.claim import Threshold
-from attribution.claims.terms import IDENTICAL, ContrastClaim, Part, Place, Term
+from attribution.claims.claim import IDENTICAL
+from attribution.claims.essay.common import BASES, EXCLUSIONS, FRACTION, GAIN, NOISE, read
+from attribution.claims.terms import ContrastClaim, Part, Place
 
 UNTOUCHED, UNSAMPLED, NOT_UPDATED, STOPPED = (
     "both", "both, A off in sampling", "both, A off in the update", "both, A without gradient",
@@ -20,11 +21,8 @@ def _part(name: str, statistic: str, more: str, less: str, mechanism: str) -> Pa
     return Part(
         name=name,
         statistic=statistic,
-        unit="fraction of the influence before",
-        terms=(
-            Term(arm=more, set=mechanism, probe=AGREE),
-            Term(arm=less, set=mechanism, probe=AGREE, weight=-1),
-        ),
+        unit=FRACTION,
+        terms=(read(more, mechanism, AGREE), read(less, mechanism, AGREE, -1)),
         relative=True,
         delta=0.10,
         nulls=(IDENTICAL,),
@@ -62,16 +60,7 @@ SAMPLING_OR_UPDATE = ContrastClaim(
             "A",
         ),
     ),
-    gates=(
-        Threshold(name="organisms", meaning="organisms with matched arms", relation=">=", value=5),
-        Threshold(name="noise", meaning="smallest influence before, in units of its split-half error", relation=">", value=5),
-        Threshold(
-            name="gain", meaning="smallest rise of the metric on an arm's own training samples (nats)", relation=">", value=0
-        ),
-    ),
-    exclusions=(
-        "A set of arms (one organism, one seed) of which one does not reach the matching target is listed and left out.",
-        "Nothing else is left out: a value that is not a number makes the estimate not a number.",
-    ),
+    gates=(BASES.model_copy(update={"meaning": "organisms with matched arms"}), NOISE, GAIN),
+    exclusions=EXCLUSIONS,
     note="The reading is through tokens alone: no importance ratio is in the loss of this study.",
 )
