@@ -2,8 +2,9 @@
 
 A null study is as many values as a study has organisms, each drawn from what the statistic gave in that organism where a change
 of behaviour had no located effect: a wrong partition, two seeds of one arm, a model without routes, a random reward. The same
-rule judges it. Rates come with exact binomial intervals (Clopper and Pearson 1934), and with the number of *independent* runs
-behind the pooled draws, which may be far fewer than the studies. Knows values; knows nothing about how they were measured.
+rule judges it. Rates come with exact binomial intervals (Clopper and Pearson 1934), and with the number of *independent*
+sources behind the pooled draws, which may be far fewer than the studies. Knows values; knows nothing about how they were
+measured.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Rate:
     Attributes:
         rate, low, high: share of the studies, with its exact 95 % interval over studies as if they were independent.
         count, studies: how many of how many.
-        runs: independent runs behind the draws.
+        sources: independent sources of the draws, as their column `source` tells them apart.
     """
 
     rate: float
@@ -38,13 +39,14 @@ class Rate:
     high: float
     count: int
     studies: int
-    runs: int
+    sources: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}] ({self.count} of {self.studies} studies, {self.runs} runs)"
+        of = f"{self.count} of {self.studies} studies from {self.sources} sources"
+        return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}] ({of})"
 
 
 def false_supported(
@@ -59,7 +61,7 @@ def false_supported(
     """How often null studies come out supported.
 
     Args:
-        draws: columns model and value, one row per null reading, and run where several readings come from one run.
+        draws: columns model and value, one row per null reading, and source where several readings are not independent.
         delta: smallest effect of interest.
         shift: added to every value. At a shift of delta the truth lies on the boundary, where a test errs most.
         prediction: greater, or none for a claim of no difference; then values shifted by delta or more are no support.
@@ -75,8 +77,8 @@ def false_supported(
         else equivalent(t_interval(values, level=EQUIVALENCE), delta).word
         for values in _studies(draws, studies, seed, shift)
     ]
-    runs = draws["run"].nunique() if "run" in draws else len(draws)
-    return _rate(sum(word == SUPPORTED for word in words), len(words), int(runs))
+    sources = draws["source"].nunique() if "source" in draws else len(draws)
+    return _rate(sum(word == SUPPORTED for word in words), len(words), int(sources))
 
 
 def power(effects: Iterable[float], deviation: float, organisms: int, delta: float) -> pd.DataFrame:
@@ -136,6 +138,6 @@ def _studies(draws: pd.DataFrame, studies: int, seed: int, shift: float) -> Iter
         yield np.array([rng.choice(values) for values in by_model]) + shift
 
 
-def _rate(count: int, studies: int, runs: int) -> Rate:
+def _rate(count: int, studies: int, sources: int) -> Rate:
     interval = binomtest(count, studies).proportion_ci(0.95, method="exact")
-    return Rate(count / studies, float(interval.low), float(interval.high), count, studies, runs)
+    return Rate(count / studies, float(interval.low), float(interval.high), count, studies, sources)

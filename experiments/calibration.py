@@ -1,10 +1,10 @@
 """How often the crossover tests err, and what they see: `python -m experiments.calibration [--out results/calibration.md]`.
 
 From the tables of the reference studies alone, in seconds. Null studies take one reading of every organism in which nothing
-located happened: a wrong partition of its mechanisms, two seeds of one arm as if they were two, or a partition of the model
-without routes. Each is judged as it is, and shifted to the smallest effect of interest, where the truth lies on the boundary
-and a test errs most. Power: the probability of *supported* by the true effect, from how much organisms scatter; and how often
-studies of mixed arms, which are there in kindland, come out supported.
+located happened: a wrong partition of its mechanisms, or two seeds of one arm as if they were two arms. Each is judged as it
+is, and shifted to the smallest effect of interest, where the truth lies on the boundary and a test errs most. Power: the
+probability of *supported* by the true effect, from how much organisms scatter; and how often studies of mixed arms, which are
+there in kindland, come out supported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MIXED = ((0.6, ("60% kind", "40% kind")), (0.75, ("75% kind", "25% kind")), (0.9
 _HEAD = """# Calibration
 
 False *supported* among {studies} null studies of each kind, with exact 95 % intervals over studies; the draws behind them are
-pooled from the independent runs named, which are far fewer than the studies. *At the boundary*: every value shifted by δ.
+pooled from as many independent sources as are named, organisms or pairs of runs: far fewer than the studies. *At the
+boundary*: every value shifted by δ.
 """
 
 
@@ -82,14 +83,14 @@ def errors(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 def null_draws(crossover: Crossover) -> dict[str, pd.DataFrame]:
-    """Readings of the statistic where nothing located happened, by kind: model, value, and the run that each is from."""
+    """Readings of the statistic where nothing located happened, by kind: model, value, and its independent source."""
     partitions = crossover.partitions().rename(columns={"contrast": "value"})
     alike = crossover.alike().rename(columns={"contrast": "value"})
-    alike["run"] = [str(pair) for pair in zip(alike["model"], alike["step_A"], alike["gain_A"], strict=True)]
+    alike["source"] = range(len(alike))  # a pair of runs each
     both = pd.concat([alike, alike.assign(value=-alike["value"])])  # either of the two may be called the first
     return {
-        "wrong partitions": partitions.assign(run=partitions["model"])[["model", "value", "run"]],
-        "identical arms": both[["model", "value", "run"]],
+        "wrong partitions": partitions.assign(source=partitions["model"])[["model", "value", "source"]],
+        "identical arms": both[["model", "value", "source"]],
     }
 
 

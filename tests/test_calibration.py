@@ -16,7 +16,9 @@ def draws(mean=0.0, deviation=0.1, models=5, each=400, seed=0, between=0.0):
     rows = []
     for number in range(models):
         own = mean + between * rng.normal()
-        rows += [{"model": f"m{number}", "value": own + deviation * rng.normal(), "run": (number, i // 8)} for i in range(each)]
+        rows += [
+            {"model": f"m{number}", "value": own + deviation * rng.normal(), "source": (number, i // 8)} for i in range(each)
+        ]
     return pd.DataFrame(rows)
 
 
@@ -24,7 +26,7 @@ def test_at_the_boundary_the_rate_is_the_nominal_one():
     """True effect = delta: a two-sided 95 % interval lies above it in 2.5 % of studies."""
     found = false_supported(draws(each=20000), DELTA, shift=DELTA, studies=10000)
     assert found.rate == pytest.approx(0.025, abs=0.005) and found.high <= NOMINAL and found.studies == 10000
-    assert found.runs == 5 * 2500
+    assert found.sources == 5 * 2500
     assert false_supported(draws(), DELTA, studies=2000).rate < 0.01
 
 
