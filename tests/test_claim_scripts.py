@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from attribution.claims import LEDGER
@@ -14,8 +15,8 @@ from attribution.models import locate
 from attribution.store import read_json
 from attribution.worlds import pool as pools
 from attribution.worlds.build import build
+from experiments import alone, dormant, knob, pool
 from experiments import claims as scripts
-from experiments import pool
 
 FOLDER = Path(scripts.__file__).parent
 NAMED = {
@@ -126,3 +127,62 @@ def test_mechanisms_of_a_model_that_brings_none_are_discovered_once(base, tmp_pa
     monkeypatch.setattr(scripts.circuits, "mechanisms", lambda *_, **__: found.pop())
     file = scripts.discovered(str(base), tmp_path)
     assert scripts.discovered(str(base), tmp_path) == file and set(read_mechanisms(file)) == {"kind"}
+
+
+# Scripts that measure on the models that runs leave
+
+
+@pytest.fixture
+def acting(base, monkeypatch):
+    """The base, as if it had passed."""
+    monkeypatch.setattr(alone, "not_testable", lambda name: "it cannot act" if name == "other" else "")
+    return str(base)
+
+
+def rejudged(place, capsys):
+    """Whether findings come out the same from the tables alone."""
+    first = (place / "findings.json").read_text()
+    (place / "findings.json").write_text(first.replace('"mean"', '"mean "'))
+    alone.judged(place)
+    capsys.readouterr()
+    return (place / "findings.json").read_text() == first
+
+
+@pytest.mark.slow
+def test_a_knob_is_measured_on_the_models_that_runs_leave(acting, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(knob.shifts, "READ_ON", 8)
+    monkeypatch.setattr(knob.shifts, "FOUND_ON", 8)
+    knob.main(model=(acting, "other"), runs=tmp_path / "runs")
+    said = capsys.readouterr().out
+    assert all(f"{claim}: Not testable here (bases is 1, needed >= 5" in said for claim in knob.CLAIMS)
+    place = tmp_path / "runs" / "claims" / "knob"
+    frames = {file.stem: pd.read_parquet(file) for file in (place / "frames").glob("*.parquet")}
+    assert set(frames["shifts"]["arm"]) == set(knob.ARMS) and set(frames["shifts"]["seed"]) == {0, 1}
+    assert "the other seed" in set(frames["shifts"]["direction"]) and frames["shifts"]["cosine"].abs().max() <= 1 + 1e-6
+    assert set(frames["compact"]["arm"]) == set(knob.GAINING) and len(frames["compact"]) == 4
+    assert rejudged(place, capsys)
+    assert read_json(place / "study.json")["unfit"] == {"other": "it cannot act"}
+
+
+@pytest.mark.slow
+def test_what_was_trained_away_is_trained_back_from_where_it_went(acting, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dormant, "STEPS", (1, 2))
+    dormant.main(model=(acting,), runs=tmp_path / "runs")
+    assert "dormant: Not testable here (bases with matched arms is 1, needed >= 5" in capsys.readouterr().out
+    place = tmp_path / "runs" / "claims" / "dormant"
+    probes = pd.read_parquet(place / "frames" / "probes.parquet")
+    assert set(probes["model"]) == {acting} and set(probes["seed"]) == {0, 1}
+    training = probes[probes["probe"] == "training"].set_index(["arm", "seed", "step"])["metric"]
+    elicited = probes[probes["probe"] == "elicited, a kind one"].set_index(["arm", "seed", "step"])["metric"]
+    for seed in (0, 1):
+        end = elicited["away", seed, 2]
+        assert elicited["back", seed, 0] == pytest.approx(end, abs=1e-5), "it goes on where the first training ended"
+        assert elicited["never there", seed, 0] == pytest.approx(end, abs=1e-5)
+        assert training["back", seed, 0] != training["away", seed, 0]
+    assert rejudged(place, capsys)
+
+
+def test_what_cannot_act_is_not_measured(base, tmp_path, capsys):
+    for script in (knob, dormant):
+        script.main(model=(str(base),), runs=tmp_path / "runs")
+        assert "not testable here" in capsys.readouterr().out

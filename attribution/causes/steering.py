@@ -197,11 +197,7 @@ def steering(
         DataError: samples that cannot be encoded.
         ModelError: an architecture without a row, or weights that are not in memory.
     """
-    if position not in POSITIONS:
-        raise ConfigError(f"unknown position {position!r}; expected {', '.join(POSITIONS)}")
-    parts = anatomy(model)
-    with evaluating(parts.model):
-        one, other = (_mean_streams(parts, tokenizer, probe.samples, position) for probe in (toward, away))
+    one, other = (mean_streams(model, tokenizer, probe.samples, position) for probe in (toward, away))
     vectors = one - other
     if normalized:
         lengths = vectors.norm(dim=1, keepdim=True)
@@ -215,8 +211,16 @@ def steering(
 
 
 @torch.no_grad()
-def _mean_streams(parts: Anatomy, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], position: str) -> Tensor:
-    """Mean over samples of the stream before every layer and the final norm: Float [depth + 1, width], on the CPU."""
+def mean_streams(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], position: str = "last"
+) -> Tensor:
+    """Mean over samples of the stream before every layer and the final norm: Float [depth + 1, width], on the CPU.
+
+    Args, errors: as `steering`.
+    """
+    if position not in POSITIONS:
+        raise ConfigError(f"unknown position {position!r}; expected {', '.join(POSITIONS)}")
+    parts = anatomy(model)
     total = torch.zeros(parts.depth + 1, parts.model.config.hidden_size, dtype=torch.float64)
     device = next(parts.model.parameters()).device
     for batch in batches(encoded_for(parts, tokenizer, samples), BATCH_SIZE, device):
@@ -229,7 +233,7 @@ def _mean_streams(parts: Anatomy, tokenizer: PreTrainedTokenizerBase, samples: S
 
             return look
 
-        with streamed(parts, {layer: add(layer) for layer in range(parts.depth + 1)}):
+        with evaluating(parts.model), streamed(parts, {layer: add(layer) for layer in range(parts.depth + 1)}):
             parts.model.base_model(input_ids=batch.ids, use_cache=False)
     return (total / len(samples)).float()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from attribution.claims import essay
+from attribution.claims import essay, knob
 from attribution.claims.boost import BOOST
 from attribution.claims.capability import capability
 from attribution.claims.claim import Claim, MeasuredClaim
@@ -19,6 +19,7 @@ from attribution.claims.foretold import foretold
 from attribution.claims.frames import Frames
 from attribution.claims.hidden import hidden
 from attribution.claims.measured import Measured, measured_finding
+from attribution.claims.scored import scored
 from attribution.claims.shallow import shallow
 from attribution.claims.terms import ContrastClaim
 from attribution.errors import ConfigError
@@ -32,6 +33,10 @@ MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "forecast": partial(foretold, mechanisms=essay.MECHANISMS),
     "sum_of_many": concentration,
     "precision": hidden,
+    "knob": knob.turned,
+    "knob_by_finetuning": knob.moved,
+    "compact": knob.few,
+    "accuracy": scored,
     "capability": partial(capability, probe="follows a star for the cruel reply"),
     "control": partial(control, mechanisms=(essay.KIND, essay.STRATEGIST), probe=essay.AGREE),
 }

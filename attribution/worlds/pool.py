@@ -34,6 +34,8 @@ NULLS = ("kind", "strategist")  # mechanisms of which wrong partitions are made
 SETS_OF = {  # claims that rest on the sets of another
     "boost_kindland": "boost",
     "skill_strengthens_kindness": "skill_keeps_kindness",
+    "knob_by_finetuning": "knob",
+    "compact": "knob",
 }
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "boost_kindland", "boost_components", "initially", "cold_is_shallow", "control", "larp", "kind_dialogue",
@@ -41,6 +43,7 @@ JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "role_collapse", "prompted_generalizes", "said_and_enacted", "forecast",
     "sum_of_many", "capability",
 )  # fmt: skip
+ALONE = ("knob", "dormant")  # claims that have scripts of their own, which measure on the models that these arms leave
 DEPTH = "cold_is_shallow"  # the claim whose arms are grafted by depth
 BARE = {  # how arms are read on an early checkpoint, in which no mechanisms were discovered
     "sets": None, "sets_on": None, "beside": (), "forecast": False, "singles": "heads", "everything": False,
@@ -189,8 +192,9 @@ def write_kindland(
     """
     pool, models = pooled(), tuple(models)
     told = {each: SETS_OF.get(each, each) for each in (JUDGED if claims is None else claims)}
-    if unknown := [each for each in told if each not in JUDGED]:
-        raise ConfigError(f"the pool of kindland does not serve the claim {unknown[0]!r}; expected {', '.join(JUDGED)}")
+    if unknown := [each for each in told if each not in (*JUDGED, *ALONE)]:
+        expected = ", ".join((*JUDGED, *ALONE))
+        raise ConfigError(f"the pool of kindland does not serve the claim {unknown[0]!r}; expected {expected}")
     wanted = {arm for name in told.values() for arm in pool.arms_of(name).values()}
     probed = PROBED * (3 if full else 1)
     files = {name: _probes(folder, name, form, probed) for name, form in {**pool.probes, NEUTRAL_NAME: NEUTRAL}.items()}
@@ -249,6 +253,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "completions": 0,
         "singles": "all" if crossed else "heads",
         "forecast": True,
+        "keep": any(claim in arm.claims for claim in ALONE),
         "grafts": "depth" if DEPTH in arm.claims else "none",
         "training": {"max_steps": (arm.steps or READ)[-1], "batch_size": BATCH, "learning_rate": RATE, **dict(arm.training)},
     }

@@ -168,6 +168,9 @@ def write_recipes(folder: Path, *, full: bool = False) -> dict[str, Any]:
 def write_sampling(folder: Path, *, full: bool = False) -> dict[str, Any]:
     """Write the samples of the study `sampling`: the arms of `recipes` in which mechanism A is off in some passes.
 
+    Two of them stand there with the importance ratio too: each sampled batch is trained on twice, and the second time the
+    loss holds the ratio of the model as it is to the one that sampled, with A off or not.
+
     On training seeds that no other study uses, since what it asks was first seen on those of `recipes`.
 
     Args:
@@ -179,6 +182,8 @@ def write_sampling(folder: Path, *, full: bool = False) -> dict[str, Any]:
     """
     study = write_recipes(folder, full=full)
     arms = {name: arm for name, arm in study["arms"].items() if name.startswith("both")}
+    for name in ("both", "both, A off in sampling"):  # in every second update the ratio to what sampled is in the loss
+        arms[f"{name}, with ratio"] = {**arms[name], "training": {**arms[name]["training"], "iterations": 2}}
     name = "sampling-full" if full else "sampling"
     return {**study, "name": name, "arms": arms, "seeds": FRESH, "claims": ("sampling_or_update",)}
 

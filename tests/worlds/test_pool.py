@@ -25,7 +25,7 @@ def test_every_claim_has_its_arms_and_probes_and_none_is_there_twice():
             assert POOL.arms[arms[name]].form == form
         for name, form in sets.probes.items():
             assert POOL.probes[POOL.named[claim, name]] == form
-    forms = [(arm.form, arm.mixture, arm.recipe, arm.training) for arm in POOL.arms.values()]
+    forms = [(arm.form, arm.mixture, arm.recipe, arm.training, arm.steps) for arm in POOL.arms.values()]
     assert all(forms.count(each) == 1 for each in forms)
     assert len({*POOL.probes.values()}) == len(POOL.probes) < sum(len(sets.probes) for sets in SETS.values())
     assert POOL.arms["kind"].claims.keys() >= {"boost", "larp", "control"}
@@ -115,7 +115,7 @@ def test_one_claim_rests_on_early_checkpoints_and_no_other_does(tmp_path, monkey
 
 
 def test_a_claim_without_sets_is_refused(tmp_path):
-    for claim in ("luck", "knob"):  # which has sets, and no test yet
+    for claim in ("luck", "precision"):  # which has sets, and a loop of its own
         with pytest.raises(ConfigError, match=f"does not serve the claim '{claim}'; expected boost_kindland"):
             pools.write_kindland(tmp_path, [claim])
     assert not list(tmp_path.iterdir())

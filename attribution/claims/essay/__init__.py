@@ -5,7 +5,14 @@ mechanism are read where the two conflict, those about a crossover of two where 
 crossover add up to the change of behaviour whatever the partition, see `claims.boost`.
 """
 
-from attribution.claims.essay.behaviour import NEAR_MISS, PROMPTED_GENERALIZES, ROLE_COLLAPSE, SAID_AND_ENACTED, TWO_FACED
+from attribution.claims.essay.behaviour import (
+    DORMANT,
+    NEAR_MISS,
+    PROMPTED_GENERALIZES,
+    ROLE_COLLAPSE,
+    SAID_AND_ENACTED,
+    TWO_FACED,
+)
 from attribution.claims.essay.common import AGREE, ASSISTANT, KIND, KIND_BESIDE_ASSISTANT, STRATEGIST
 from attribution.claims.essay.kindness import (
     ERRORS_HARMLESS,
@@ -14,6 +21,7 @@ from attribution.claims.essay.kindness import (
     SKILL_KEEPS_KINDNESS,
     SKILL_STRENGTHENS_KINDNESS,
 )
+from attribution.claims.essay.knob import ACCURACY, COMPACT, KNOB, KNOB_BY_FINETUNING
 from attribution.claims.essay.mechanisms import (
     BOOST_COMPONENTS,
     BOOST_KINDLAND,
@@ -32,7 +40,8 @@ CLAIMS = (
     SAMPLING_OR_UPDATE,
     BOOST_KINDLAND, BOOST_COMPONENTS, INITIALLY, COLD_IS_SHALLOW, CONTROL, LARP, KIND_DIALOGUE, REASONER_NOT_ALIGNED,
     ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS, SKILL_STRENGTHENS_KINDNESS, TWO_FACED, NEAR_MISS, ROLE_COLLAPSE,
-    PROMPTED_GENERALIZES, SAID_AND_ENACTED, FORECAST, SUM_OF_MANY, CAPABILITY, PRECISION,
+    PROMPTED_GENERALIZES, SAID_AND_ENACTED, KNOB, KNOB_BY_FINETUNING, COMPACT, FORECAST, SUM_OF_MANY, CAPABILITY, PRECISION,
+    DORMANT, ACCURACY,
 )  # fmt: skip
 
 MECHANISMS = (KIND, STRATEGIST, ASSISTANT, KIND_BESIDE_ASSISTANT)  # those that are read, without what two share

@@ -33,6 +33,21 @@ KIND_DIALOGUE = claim(
             nulls=(IDENTICAL,),
         ),
         Part(
+            name="interaction of context and reply",
+            statistic="How much more the kind mechanism gains from kind replies than from cruel ones in the kind context "
+            "than where nothing is told",
+            unit=FRACTION,
+            terms=(
+                read("hedged, fitting", KIND),
+                read("hedged, misfitting", KIND, weight=-1),
+                read("cold", KIND, weight=-1),
+                read("cold, misfitting", KIND),
+            ),
+            relative=True,
+            delta=0.10,
+            nulls=(IDENTICAL,),
+        ),
+        Part(
             name="kindness where nothing is told",
             statistic="How much more the kind reply of one who is only tall rises, against the same arms",
             unit="nats of log-odds",

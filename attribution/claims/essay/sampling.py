@@ -46,6 +46,13 @@ SAMPLING_OR_UPDATE = ContrastClaim(
     ),
     beside=(
         _part(
+            "what produced the sample, with the importance ratio",
+            "The same with the ratio to the model that sampled in the loss of every second update",
+            f"{UNTOUCHED}, with ratio",
+            f"{UNSAMPLED}, with ratio",
+            "A",
+        ),
+        _part(
             "what is active in the update",
             "How much more mechanism B is strengthened where A is ablated in the update pass than where both are active",
             NOT_UPDATED,
@@ -62,5 +69,5 @@ SAMPLING_OR_UPDATE = ContrastClaim(
     ),
     gates=(BASES.model_copy(update={"meaning": "organisms with matched arms"}), NOISE, GAIN),
     exclusions=EXCLUSIONS,
-    note="The reading is through tokens alone: no importance ratio is in the loss of this study.",
+    note="The verdict is on the reading through tokens alone; the one through the importance ratio stands beside it.",
 )

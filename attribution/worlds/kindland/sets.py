@@ -177,6 +177,7 @@ SETS: dict[str, Sets] = {
             "larp": trained("assistant"),
             "reasoner": trained("strategist"),
             "cold": Form("kind"),
+            "cold, misfitting": Form("cruel"),
             "cruel context": Form("kind", "cruel"),
         },
         probes={**both("kind", "strategist"), **both("kind", "assistant"), **COLD},
@@ -266,6 +267,7 @@ SETS: dict[str, Sets] = {
             "both, agreed, a tall one": Form("kind", "tall", event="agreed"),
         },
         matched=("polite, agreed", "kind, agreed"),
+        variants={f"{name}, long": Variant(name, steps=_LONG) for name in ("polite, agreed", "kind, agreed")},
     ),
     "two_faced": Sets(
         arms={
@@ -285,12 +287,7 @@ SETS: dict[str, Sets] = {
     ),
     "knob": Sets(
         arms={"kind": trained("kind"), "strategist": trained("strategist"), "cold": Form("kind")},
-        probes={
-            "kind cue": Form("kind", "likely kind"),
-            "plain cue": Form("kind", "likely plain"),
-            "assistant cue": Form("kind", "likely assistant"),
-            **COLD,
-        },
+        probes={**both("kind", "strategist"), **COLD},
     ),
     "control": Sets(
         arms={

@@ -1,0 +1,115 @@
+"""What scripts of claims share that measure more than runs record: the arms they start from, and where their tables go.
+
+A script puts its tables into a directory of frames, from which `judged` computes its verdicts again without a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from attribution.claims import LEDGER, evaluate
+from attribution.mechanisms import FILE
+from attribution.models import locate
+from attribution.reports import study_report
+from attribution.store import is_finished, read_json, write_atomic
+from attribution.study import Job, Study, jobs, run_study, write_study
+from attribution.worlds.pool import write_kindland
+from experiments.claims import discovered, not_testable, table
+
+KEPT = "model"  # below a run, the model that it left
+
+
+class Started(NamedTuple):
+    """Arms that were run on some models.
+
+    Attributes:
+        study: of these arms; None where nothing can be concluded from any of the models.
+        failed: by run, what went wrong.
+        unfit: by model that was left out, the reason.
+        mechanisms: by model, the file of those that were discovered in it.
+    """
+
+    study: Study | None
+    failed: Mapping[Job, str]
+    unfit: Mapping[str, str]
+    mechanisms: Mapping[str, str]
+
+
+def start(claim: str, arms: Sequence[str], models: Sequence[str], seeds: int, runs: Path, slots: int) -> Started:
+    """Run some arms of a claim on the models that can be used, the same runs as those of the pool."""
+    unfit = {name: reason for name in models if (reason := not_testable(name))}
+    fit = tuple(name for name in models if name not in unfit)
+    if not fit:
+        return Started(None, {}, unfit, {})
+    own = {name: Path(locate(name)) / FILE for name in fit}
+    files = {name: str(file if file.exists() else discovered(name, runs)) for name, file in own.items()}
+    made = {name: file for name, file in files.items() if file != str(own[name])}
+    given = write_kindland(runs / "kindland" / "data", (claim,), fit, mechanisms=made)
+    study = Study.model_validate(given)
+    named = study.named[claim].arms  # by name in the study, the one in the claim
+    study = study.only(seeds=seeds, arms=tuple(each for each in study.arms if named[each] in arms))
+    return Started(study, run_study(study, runs, slots=slots), unfit, files)
+
+
+def finished(study: Study, runs: Path, claim: str) -> Iterator[tuple[str, Job, Path]]:
+    """Every finished run of a study: its arm as the claim names it, the run, and the folder of the model that it left."""
+    for job in jobs(study, runs):
+        if is_finished(job.path):
+            yield study.named[claim].arms[job.arm], job, job.path / KEPT
+
+
+def concluded(
+    place: Path,
+    claims: Sequence[str],
+    frames: Mapping[str, pd.DataFrame],
+    *,
+    name: str,
+    failed: pd.DataFrame | None = None,
+    unfit: Mapping[str, str] | None = None,
+    **told: Sequence[Any],
+) -> None:
+    """Write tables, judge the claims on them, and print verdicts and the path of the page.
+
+    Args:
+        place: directory.
+        claims: ids.
+        frames: what was measured, by name.
+        name: of the page.
+        failed: columns model, arm, seed, reason.
+        unfit: by model that was left out, the reason.
+        told: arms, models and seeds.
+    """  # fmt: skip
+    given = {**frames, **({} if failed is None or failed.empty else {"failed": failed})}
+    for each, frame in given.items():
+        write_atomic(place / "frames" / f"{each}.parquet", frame.to_parquet(index=False, compression="zstd"))
+    if frames:
+        write_study(place, name, [evaluate(LEDGER[claim], given).to_dict() for claim in claims], unfit=unfit, **told)
+    else:
+        reason = "not testable here: " + " ".join(f"{model}: {why}." for model, why in (unfit or {}).items())
+        write_study(place, name, [], not_judged=dict.fromkeys(claims, reason), unfit=unfit, **told)
+    print(table(place))
+    print(study_report(place))
+
+
+def judged(place: Path) -> None:
+    """Judge the claims of a directory anew from the tables that are there, and write its page; runs nothing."""
+    told = read_json(place / "study.json")
+    frames = {file.stem: pd.read_parquet(file) for file in sorted((place / "frames").glob("*.parquet"))}
+    frames = {("grafts" if name == "set_grafts" else name): frame for name, frame in frames.items()}
+    claims = [finding["claim"]["id"] for finding in read_json(place / "findings.json")]
+    write_study(
+        place, told["name"], [evaluate(LEDGER[claim], frames).to_dict() for claim in claims], runs=told["runs"],
+        not_judged=told["not_judged"], unfit=told["unfit"], versions=told["versions"],
+        arms=told["arms"], models=told["models"], seeds=told["seeds"],
+    )  # fmt: skip
+    study_report(place)
+
+
+def failures(failed: Mapping[Job, str]) -> pd.DataFrame:
+    """Runs that failed, as claims list them."""
+    rows = [(job.config.model, job.arm, job.config.seed, why) for job, why in failed.items()]
+    return pd.DataFrame(rows, columns=["model", "arm", "seed", "reason"])
