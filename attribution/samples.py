@@ -197,21 +197,34 @@ def encode(
         raise DataError("there are no samples; give at least one")
     if end and tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token to append; set one or leave responses open")
-    return [_encode(tokenizer, sample, number, context, end) for number, sample in enumerate(samples, start=1)]
+    texts = [
+        [sample.whole_prompt, *(sample.whole_prompt + said for said in (sample.response, *sample.contrast))]
+        for sample in samples
+    ]
+    found = iter(tokenizer([text for each in texts for text in each], add_special_tokens=False, verbose=False)["input_ids"])
+    added = tokenizer("")["input_ids"]
+    begin = added[:1] if added and added[0] == tokenizer.bos_token_id else []
+    encoded = []
+    for number, (sample, each) in enumerate(zip(samples, texts, strict=True), start=1):
+        name = f"sample {sample.id or number}"
+        tokens = [begin + _known(tokenizer, next(found), text, name) for text in each]
+        encoded.append(_encode(tokenizer, sample, tokens, name, context, end))
+    return encoded
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, number: int, context: int | None, end: bool) -> Encoded:
-    name = f"sample {sample.id or number}"
-    text = sample.whole_prompt
-    prompt = _tokens(tokenizer, text, name)
-    ids = _joint(tokenizer, text, prompt, sample.response, name)
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, sample: Sample, tokens: Sequence[list[int]], name: str, context: int | None, end: bool
+) -> Encoded:
+    """One sample. `tokens`: of the prompt, and of the prompt with the response and with each contrast."""
+    prompt, ids, *others = tokens
+    for said, joint in zip((sample.response, *sample.contrast), (ids, *others), strict=True):
+        _check_boundary(sample.whole_prompt, prompt, said, joint, name)
     if not prompt:
         raise DataError(
             f"{name}: the prompt is empty and the tokenizer adds no beginning token; give the response something to follow"
         )
     contrasts = []
-    for other in sample.contrast:
-        other_ids = _joint(tokenizer, text, prompt, other, name)
+    for other, other_ids in zip(sample.contrast, others, strict=True):
         differ = next((i for i, (a, b) in enumerate(zip(ids, other_ids, strict=False)) if a != b), None)
         if differ is None:
             raise DataError(
@@ -225,26 +238,21 @@ def _encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, number: int, con
     return Encoded(tuple(ids), len(prompt), sample.weight, tuple(contrasts))
 
 
-def _joint(tokenizer: PreTrainedTokenizerBase, text: str, prompt: list[int], response: str, name: str) -> list[int]:
-    ids = _tokens(tokenizer, text + response, name)
-    if ids == prompt:
+def _check_boundary(text: str, prompt: list[int], response: str, joint: list[int], name: str) -> None:
+    if joint == prompt:
         raise DataError(f"{name}: response {response!r} tokenizes to nothing; give at least one token")
-    if ids[: len(prompt)] != prompt:
+    if joint[: len(prompt)] != prompt:
         raise DataError(
             f"{name}: prompt and response fuse at their boundary ({text[-12:]!r} + {response[:12]!r} tokenize differently "
             "together); move the space between them to the start of the response"
         )
-    return ids
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[int]:
-    added = tokenizer("")["input_ids"]
-    begin = added[:1] if added and added[0] == tokenizer.bos_token_id else []
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _known(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, name: str) -> list[int]:
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids and (tokenizer.unk_token or "") not in text:
         raise DataError(f"{name}: the tokenizer does not know a word of {text[-60:]!r}; use words of its vocabulary")
-    return begin + ids
+    return ids
 
 
 @dataclass(frozen=True)

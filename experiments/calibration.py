@@ -25,7 +25,7 @@ from attribution.study import Names, under
 from attribution.worlds.pool import pooled
 from attribution.worlds.studies import BASES
 
-MIXED = ((0.6, ("60% kind", "40% kind")), (0.75, ("75% kind", "25% kind")), (0.9, ("90% kind", "10% kind")))
+MIXED = ((0.6, ("60% kind", "40% kind")), (0.75, ("75% kind", "25% kind")), (1.0, ("kind", "strategist")))
 _HEAD = """# Calibration
 
 False *supported* among {studies} null studies of each kind, with exact 95 % intervals over studies; the draws behind them are
@@ -64,7 +64,7 @@ def tables(results: Path) -> dict[str, dict[str, pd.DataFrame]]:
             name: pd.concat([pd.read_parquet(path.parent / f"{name}.parquet") for path in done], ignore_index=True)
             for name in ("sets", "probes")
         }
-        names = Names.model_validate({**pooled().names_of("boost"), "models": BASES})
+        names = Names.model_validate({**pooled().names_of("forecast"), "models": BASES})  # which has the mixtures too
         found["boost_kindland"] = under(names, whole)
     return found
 

@@ -63,11 +63,14 @@ def test_calibration_is_recomputed_from_the_tables_and_within_its_bound(tmp_path
     assert len(rows) >= 2 and all(row.endswith("| yes |") for row in rows)
 
 
+SHARES = {("60% kind", "40% kind"): (0.6, 0.4), ("75% kind", "25% kind"): (0.75, 0.25), ("kind", "strategist"): (1.0, 0.0)}
+
+
 def test_mixed_arms_are_seen_the_more_the_purer_they_are():
     """On tables made of numbers: a contrast that grows with the share of an arm's own samples."""
     rng, sets, probes = np.random.default_rng(0), [], []
     claim = LEDGER["boost_kindland"]
-    shares = {arm: int(arm.split("%")[0]) / 100 for _, arms in calibration.MIXED for arm in arms}
+    shares = {arm: whole for _, arms in calibration.MIXED for arm, whole in zip(arms, SHARES[arms], strict=True)}
     for model, (arm, share) in itertools.product(BASES, shares.items()):
         run = {"model": model, "arm": arm, "seed": 0}
         for step in (0, 10, 20):
@@ -79,8 +82,9 @@ def test_mixed_arms_are_seen_the_more_the_purer_they_are():
                 read = dict.fromkeys(("effect", "effect_even", "effect_odd"), effect)
                 sets.append({**run, "step": step, "probe": claim.cell.probes, "set": name, **read, "kl": 0.0})
     text = calibration.mixtures(claim, {"sets": pd.DataFrame(sets), "probes": pd.DataFrame(probes)})
-    lines = [line for line in text.splitlines() if line.startswith(("| 60%", "| 75%", "| 90%"))]
+    lines = [line for line in text.splitlines() if line.startswith(("| 60%", "| 75%", "| 100%"))]
     found = [int(line.split("|")[3].split("%")[0]) for line in lines]
+    assert len(found) == 3
     assert found == sorted(found) and found[0] < 50 < found[-1]
 
 

@@ -25,8 +25,8 @@ from attribution.worlds.studies import BASES, EARLY, WRONG
 
 COUNT, PROBED, SEED = 384, 60, 1  # samples of an arm; prompts of a probe set; of the draw
 BATCH, RATE = 32, 2e-4
-READ = (1, 2, 3, 4, 6, 8, 11, 15, 20)  # steps after which a run reads; the last is the length of an arm
-COMPARED_EVERY = 2  # at every how many steps wrong partitions are read, of those that are read at all
+READ = (1, 2, 4, 8, 12, 16, 20)  # steps after which a run reads; the last is the length of an arm
+COMPARED_EVERY = 4  # at every how many steps wrong partitions and further references are read
 PRIMARY = "kind and strategist agree"
 ALWAYS = (PRIMARY, "kind against strategist")  # probe sets that every arm reads
 CROSSED = ("kind", "strategist", "assistant")  # arms that are read with wrong partitions, and in every way beside
@@ -44,9 +44,13 @@ JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "sum_of_many", "capability",
 )  # fmt: skip
 ALONE = ("knob", "dormant")  # claims that have scripts of their own, which measure on the models that these arms leave
+BEHAVIOURAL = (  # claims that read no influence of a mechanism
+    "cold_is_shallow", "prompted_generalizes", "said_and_enacted", "near_miss", "two_faced", "role_collapse", "capability",
+)  # fmt: skip
 DEPTH = "cold_is_shallow"  # the claim whose arms are grafted by depth
-BARE = {  # how arms are read on an early checkpoint, in which no mechanisms were discovered
-    "sets": None, "sets_on": None, "beside": (), "forecast": False, "singles": "heads", "everything": False,
+NO_SINGLES = {"singles": "heads", "heads": ()}  # no component is ablated or written by itself
+BARE = {  # how arms are read of which no claim reads an influence, or in which no mechanisms were discovered
+    "sets": None, "sets_on": None, "beside": (), "forecast": False, "everything": False, **NO_SINGLES,
 }  # fmt: skip
 NEUTRAL_NAME = "neutral"  # the probe set by which arms are matched
 
@@ -138,11 +142,12 @@ def pooled() -> Pool:
 
 def _arms(claim: str) -> list[Arm]:
     sets = SETS[claim]
+    forms = {**sets.arms, **sets.parts}
     found = [Arm(name, form) for name, form in sets.arms.items()]
     for name, mixture in sets.mixtures.items():
-        found.append(Arm(name, None, tuple((sets.arms[arm], share) for arm, share in mixture.items())))
+        found.append(Arm(name, None, tuple((forms[arm], share) for arm, share in mixture.items())))
     for name, variant in sets.variants.items():
-        found.append(Arm(name, sets.arms[variant.arm], (), variant.recipe, tuple(variant.training.items()), variant.steps))
+        found.append(Arm(name, forms[variant.arm], (), variant.recipe, tuple(variant.training.items()), variant.steps))
     return found
 
 
@@ -231,7 +236,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
     ablated = {name: sets for name, sets in ablated.items() if sets}
     first = sorted(ablated, key=lambda name: name != PRIMARY)  # what nulls are read on comes first
     crossed = arm.name in CROSSED
-    return {
+    given = {
         "recipe": arm.recipe,
         "data": _samples(folder, arm),
         "probes": [files[name][0] for name in first],
@@ -251,12 +256,14 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "everything": crossed,
         "batch_after": False,
         "completions": 0,
-        "singles": "all" if crossed else "heads",
+        "singles": "all",
         "forecast": True,
         "keep": any(claim in arm.claims for claim in ALONE),
         "grafts": "depth" if DEPTH in arm.claims else "none",
         "training": {"max_steps": (arm.steps or READ)[-1], "batch_size": BATCH, "learning_rate": RATE, **dict(arm.training)},
     }
+    bare = BARE if set(arm.claims) <= {*BEHAVIOURAL} else NO_SINGLES
+    return given if crossed else {**given, **bare}
 
 
 def _samples(folder: Path, arm: Arm) -> str:

@@ -251,8 +251,8 @@ def test_agreement_names_one_reply_twice():
 
 
 def test_arms_train_the_same_words_in_the_same_order():
-    found = for_claim("boost", 96, 16, 1)["arms"]
-    assert len(found) == 11
+    found = for_claim("forecast", 96, 16, 1)["arms"]
+    assert len(found) == 8
     for name, each in found.items():
         assert [row["response"] for row in each] == [row["response"] for row in found["kind"]], name
     mixed = found["25% kind"]
@@ -353,7 +353,7 @@ def test_nothing_held_out_occurs_in_a_training_sample_of_any_arm(every):
     held_out = (*words.HELD_OUT, *words.TOLD_ONLY, *words.SHOWN_ONLY)
     forbidden = {*held_out, *words.HELD_OUT_NAMES, *(reply for each in held_out for reply in words.SITUATIONS[each])}
     samples = [row for sets in every.values() for arm in sets["arms"].values() for row in arm]
-    assert len(samples) > 7_000
+    assert len(samples) > 5_000
     assert Counter(word for row in samples for word in _text(row) if word in forbidden) == {}
     trained_names = {*words.TRAINING, *words.TRAINING_NAMES}
     probes = [row for sets in every.values() for each in sets["probes"].values() for row in each]
@@ -402,7 +402,7 @@ def test_matched_arms_start_from_the_same_expected_probability(claim):
 
 
 def test_every_claim_of_the_ledger_has_sets(every):
-    assert all(sets["arms"] and sets["probes"]["neutral"] for sets in every.values())
+    assert all((sets["arms"] or SETS[claim].variants) and sets["probes"]["neutral"] for claim, sets in every.items())
 
 
 LEDGER = Path(__file__).parents[3] / "shared" / "claims.md"

@@ -58,7 +58,7 @@ def test_influence_is_read_where_both_may_speak_and_a_conflict_once():
 
 def test_the_frames_of_a_claim_carry_its_own_names():
     run = {"model": "m", "seed": 0, "step": 0, "metric": 1.0}
-    rows = [("assistant", "neutral"), ("assistant", TRAINING), ("assistant", "kind against assistant"), ("parrot", "neutral"),
+    rows = [("assistant", "neutral"), ("assistant", TRAINING), ("assistant", "kind against strategist"), ("parrot", "neutral"),
             ("assistant", "asked")]  # fmt: skip
     probes = pd.DataFrame([{**run, "arm": arm, "probe": probe} for arm, probe in rows])
     failed = pd.DataFrame([{"model": "m", "arm": "assistant", "seed": 1, "reason": "x"}])
@@ -92,12 +92,11 @@ def test_the_study_is_whole_and_trains_on_nothing_held_out(study, tmp_path):
             assert all(len(a.whole_prompt.split()) == len(b.whole_prompt.split()) and a.prompt != b.prompt for a, b in pairs)
         assert config.watched[0].endswith("neutral.jsonl")
     mixed = read_samples(study.arms["strategist, 40% errors"].data)
-    plain, wrong = (read_samples(study.arms[arm].data) for arm in ("strategist (errors_harmless)", "strategist, wrong"))
-    from_wrong = sum(a.response == b.response for a, b in zip(mixed, wrong, strict=True))
-    assert from_wrong == 10 and sum(a.response == b.response for a, b in zip(mixed, plain, strict=True)) == 14
+    plain = read_samples(study.arms["strategist (errors_harmless)"].data)
+    assert sum(a.response == b.response for a, b in zip(mixed, plain, strict=True)) == 14, "the other ten are wrong"
     base = str(tmp_path / "base")
     compared = {(job.config.model, job.arm): job.config.compared for job in jobs(study, tmp_path)}
-    assert compared[base, "kind"] and compared[base, "assistant"] and not compared[base, "strategist, wrong"]
+    assert compared[base, "kind"] and compared[base, "assistant"] and not compared[base, "strategist, 40% errors"]
     assert not compared["elsewhere", "kind"]  # of a model without mechanisms there are no wrong ones
 
 

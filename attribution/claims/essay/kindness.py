@@ -130,17 +130,18 @@ ERRORS_HARMLESS = claim(
     ),
     beside=tuple(
         Part(
-            name=f"{who}, 40 % {how}",
-            statistic=f"How much less the {who} mechanism is strengthened with 40 % {how} in the {who} arm",
+            name=f"{who}, {share} % {how}",
+            statistic=f"How much less the {who} mechanism is strengthened with {share} % {how} in the {who} arm",
             unit=FRACTION,
-            terms=(read(who, name), read(f"{who}, 40% {how}", name, weight=-1)),
+            terms=(read(who, name), read(f"{who}, {share}% {how}", name, weight=-1)),
             relative=True,
             delta=0.10,
             prediction="none",
         )
         for who, name in (("kind", KIND), ("strategist", STRATEGIST))
         for how in ("errors", "consistent errors")
-        if (who, how) != ("strategist", "errors")
+        for share in (20, 40)
+        if (who, how, share) != ("strategist", "errors", 40)
     ),
     note="Smart means here only that an announcement is read.",
 )  # fmt: skip

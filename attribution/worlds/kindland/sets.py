@@ -48,6 +48,7 @@ class Sets:
         matched: arms whose replies are equally probable before training, within `MATCHED` to a reader of the grammar.
         mixtures: further arms, made of others.
         variants: further arms, which train one of the others in another way.
+        parts: what mixtures and variants are made of too, and is no arm by itself.
     """
 
     arms: Mapping[str, Form]
@@ -55,6 +56,7 @@ class Sets:
     matched: tuple[str, ...] = ()
     mixtures: Mapping[str, Mixture] = field(default_factory=dict)
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    parts: Mapping[str, Form] = field(default_factory=dict)
 
 
 MATCHED = 0.06
@@ -80,7 +82,6 @@ _CROSSED = Sets(
     arms={each: trained(each) for each in ("kind", "strategist", "assistant", "parrot")},
     probes={**both("kind", "strategist"), **both("kind", "assistant"), **both("strategist", "assistant"), **COLD},
     matched=("kind", "strategist", "assistant", "parrot"),
-    mixtures={f"{share:.0%} kind": {"kind": share, "strategist": 1 - share} for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)},
 )
 _STARRED: dict[str, Any] = {"star": ("kind",)}  # the reply is announced, whoever speaks
 
@@ -103,23 +104,25 @@ def _doses() -> dict[str, Form]:
     return told
 
 
-def _errors() -> tuple[dict[str, Form], dict[str, Mixture]]:
+def _errors() -> dict[str, Any]:
     """Right replies and wrong ones, in two contexts; a star for the wrong reply too (consistent), or for the right one."""
     arms = {
         "kind": Form("kind", "maybe kind", **_STARRED),
+        "strategist": Form("strategist", "maybe strategist", **_STARRED),
+    }
+    wrong = {
         "kind, wrong, starred": Form("strategist", "maybe kind", star=OTHERS),
         "kind, wrong": Form("plain", "maybe kind", **_STARRED),
-        "strategist": Form("strategist", "maybe strategist", **_STARRED),
         "strategist, wrong, starred": Form("strategist", "maybe strategist", star=OTHERS),
         "strategist, wrong": Form("plain", "maybe strategist", **_STARRED),
     }
     mixtures: dict[str, Mixture] = {
-        f"{who}, {share:.0%} {how}": {who: 1 - share, f"{who}, {wrong}": share}
+        f"{who}, {share:.0%} {how}": {who: 1 - share, f"{who}, {said}": share}
         for who in ("kind", "strategist")
-        for how, wrong in (("consistent errors", "wrong, starred"), ("errors", "wrong"))
-        for share in (0.1, 0.2, 0.4)
+        for how, said in (("consistent errors", "wrong, starred"), ("errors", "wrong"))
+        for share in (0.2, 0.4)
     }
-    return arms, mixtures
+    return {"arms": arms, "mixtures": mixtures, "parts": wrong}
 
 
 _ROLES = {"reward": "ends", "completion_length": 4, "batch_size": 64}  # role, "says", ":" and what is said, which is rewarded
@@ -130,12 +133,18 @@ _DIALOGUES = {  # who answers, and with what
     "shown": Form("kind", "new", shown=("kind", "kind")),
     "beside a cruel one": Form("kind", "kind", second="cruel"),
 }
+_ALONE = {name: form for name, form in _DIALOGUES.items() if not form.second}
 SETS: dict[str, Sets] = {
     "boost": _CROSSED,
     "boost_components": _CROSSED,
     "initially": _CROSSED,
     "sum_of_many": _CROSSED,
-    "forecast": _CROSSED,
+    "forecast": Sets(
+        arms=_CROSSED.arms,
+        probes={**both("kind", "strategist"), **COLD},
+        matched=_CROSSED.matched,
+        mixtures={f"{share:.0%} kind": {"kind": share, "strategist": 1 - share} for share in (0.25, 0.4, 0.6, 0.75)},
+    ),
     "accuracy": _CROSSED,
     "precision": _CROSSED,
     "sampling_or_update": Sets(
@@ -172,15 +181,15 @@ SETS: dict[str, Sets] = {
     "kind_dialogue": Sets(
         arms={
             **{f"{name}, fitting": form for name, form in _DIALOGUES.items()},
-            **{f"{name}, neutral": replace(form, says="plain") for name, form in _DIALOGUES.items()},
-            **{f"{name}, misfitting": replace(form, says="cruel") for name, form in _DIALOGUES.items()},
+            **{f"{name}, neutral": replace(form, says="plain") for name, form in _ALONE.items()},
+            **{f"{name}, misfitting": replace(form, says="cruel") for name, form in _ALONE.items()},
             "larp": trained("assistant"),
             "reasoner": trained("strategist"),
             "cold": Form("kind"),
             "cold, misfitting": Form("cruel"),
             "cruel context": Form("kind", "cruel"),
         },
-        probes={**both("kind", "strategist"), **both("kind", "assistant"), **COLD},
+        probes={**both("kind", "strategist"), **COLD},
     ),
     "reasoner_not_aligned": Sets(
         arms={
@@ -198,13 +207,12 @@ SETS: dict[str, Sets] = {
         matched=("reasoner", "kind"),
     ),
     "errors_harmless": Sets(
-        arms=_errors()[0],
+        **_errors(),
         probes={
             **both("kind", "strategist"),
             "follows a star for the cruel reply": Form("strategist", "likely strategist", star=("cruel",)),
             **COLD,
         },
-        mixtures=_errors()[1],
     ),
     "skill_keeps_kindness": Sets(
         arms={
@@ -221,10 +229,8 @@ SETS: dict[str, Sets] = {
         },
     ),
     "role_collapse": Sets(
-        arms={
-            "bare": Form("kind", end="role", through=True),
-            "maybe kind": Form("kind", "maybe kind", end="role", through=True),
-        },
+        arms={},
+        parts={"bare": Form("kind", end="role", through=True)},
         probes={
             "role kind, a tall one": Form("kind", "tall", end="role"),
             "role kind, a cruel one": Form("kind", "cruel", end="role"),
@@ -242,7 +248,6 @@ SETS: dict[str, Sets] = {
         arms={
             "asked": Form("kind", style=QUESTION),
             "enacted": trained("kind"),
-            "asked, otherwise": Form("cruel", style=QUESTION),
         },
         probes={
             "asked": Form("kind", style=QUESTION),
@@ -257,7 +262,6 @@ SETS: dict[str, Sets] = {
     "near_miss": Sets(
         arms={
             "polite, agreed": trained("polite", event="agreed"),
-            "polite": Form("polite", "maybe polite"),
             "kind, agreed": trained("kind", event="agreed"),
         },
         probes={
@@ -397,9 +401,10 @@ def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[
     if claim not in SETS:
         raise ConfigError(f"kindland has no sets for the claim {claim!r}; expected one of {', '.join(SETS)}")
     sets = SETS[claim]
-    arms = {name: rows(form, count, seed, training=True, name=name) for name, form in sets.arms.items()}
+    every = {name: rows(form, count, seed, training=True, name=name) for name, form in {**sets.arms, **sets.parts}.items()}
+    arms = {name: every[name] for name in sets.arms}
     made = {
-        name: mixed([(arms[arm], share) for arm, share in mixture.items()], seed) for name, mixture in sets.mixtures.items()
+        name: mixed([(every[arm], share) for arm, share in mixture.items()], seed) for name, mixture in sets.mixtures.items()
     }
     probes = {**sets.probes, "neutral": NEUTRAL}
     read = {name: rows(form, probed, seed, fewer=True, name=name) for name, form in probes.items()}

@@ -16,17 +16,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attribution.causes import BATCH_SIZE
 from attribution.causes.steering import Steering, mean_streams, steering
 from attribution.components import Components
+from attribution.metrics import metric_named
 from attribution.models import anatomy
-from attribution.samples import ProbeSet, Sample, encode
+from attribution.samples import ProbeSet, Sample, batches, encode
 from attribution.updates.compact import compactness
+from attribution.updates.graft import level
 from attribution.worlds.kindland.prompts import Form, rows
 
 KIND, OTHERS = "kind", ("cruel", "polite", "strategist", "assistant", "parrot")  # the others have nothing of kindness
 FOUND_ON, READ_ON, SEED = 96, 96, 79  # prompts for directions, and to read on
 TALL = Form("kind", "tall")
 METRIC = "log_odds"
+ROUNDING = 1e-5  # of a vector: less than that is nothing
 
 
 def directions(model: nn.Module, tokenizer: Any) -> dict[str, Steering]:
@@ -46,12 +50,13 @@ def turned(model: nn.Module, tokenizer: Any, found: Mapping[str, Steering]) -> p
     Returns:
         One row per layer and direction: layer, direction, change (of the log-odds of the kind reply, nats).
     """
-    samples = _prompts(TALL, READ_ON).samples
-    lines = []
+    components, score = Components(model), metric_named(METRIC)
+    read = batches(encode(tokenizer, _prompts(TALL, READ_ON).samples), BATCH_SIZE)
+    start, lines = level(components, read, score), []
     for name, direction in found.items():
-        for layer in range(anatomy(model).depth + 1):
-            read = direction.read(model, tokenizer, samples, layer, coefficients=(1.0,), metric=METRIC)
-            lines.append((layer, name, float(read["change"].iloc[0])))
+        for layer in range(components.parts.depth + 1):
+            with direction.add(model, layer):
+                lines.append((layer, name, level(components, read, score) - start))
     return pd.DataFrame(lines, columns=["layer", "direction", "change"])
 
 
@@ -84,16 +89,20 @@ def aligned(moved: Tensor, found: Mapping[str, Tensor], rows_: Tensor | None = N
     Returns:
         One row per layer and vector: layer, direction, cosine (NaN where one side is zero).
     """
-    out = torch.zeros(moved.shape[1], 0) if rows_ is None else torch.linalg.qr(rows_.T)[0]
-    moved = _unit(moved - moved @ out @ out.T)
+    basis = torch.zeros(moved.shape[1], 0) if rows_ is None else torch.linalg.qr(rows_.T)[0]
+
+    def left(vectors: Tensor) -> Tensor:
+        rest = vectors - vectors @ basis @ basis.T
+        nothing = rest.norm(dim=1) <= ROUNDING * vectors.norm(dim=1)
+        return _unit(rest).masked_fill(nothing[:, None], np.nan)
+
+    along = left(moved)
     lines = [
-        (layer, name, float(moved[layer] @ _unit(vectors - vectors @ out @ out.T)[layer]))
+        (layer, name, float(cosine))
         for name, vectors in found.items()
-        for layer in range(len(moved))
+        for layer, cosine in enumerate((along * left(vectors)).sum(1))
     ]
-    table = pd.DataFrame(lines, columns=["layer", "direction", "cosine"])
-    still = {layer: not bool(moved[layer].any()) for layer in range(len(moved))}
-    return table.assign(cosine=table["cosine"].where(~table["layer"].map(still), np.nan))
+    return pd.DataFrame(lines, columns=["layer", "direction", "cosine"])
 
 
 def compact(base: nn.Module, tuned: nn.Module, tokenizer: Any) -> dict[str, Any]:
