@@ -42,9 +42,14 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.worlds
 	$(BIN)/python -m experiments.boost
 	$(BIN)/python -m experiments.recipes_compared
-	$(BIN)/python -m experiments.sampling_or_update
+	$(BIN)/python -m experiments.sampling_or_update --out results/sampling
 	$(BIN)/python -m experiments.pool
+	$(BIN)/python -m experiments.knob --out results/knob
+	$(BIN)/python -m experiments.dormant --out results/dormant
+	$(BIN)/python -m experiments.precision --out results/precision
+	$(BIN)/python -m experiments.scores --out results/accuracy
 	$(BIN)/python -m experiments.calibration
+	$(BIN)/python -m experiments.ledger
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.accuracy
 

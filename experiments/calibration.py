@@ -43,9 +43,12 @@ def main(results: Path = Path("results"), out: Path = Path("results/calibration.
     """
     parts = [_HEAD.format(studies=STUDIES)]
     for name, frames in tables(results).items():
-        parts += [f"## {name}", errors(LEDGER[name], frames), powers(LEDGER[name], frames)]
-        if LEDGER[name].cell.world == "kindland":
-            parts.append(mixtures(LEDGER[name], frames))
+        claim = LEDGER[name]
+        assert isinstance(claim, Claim)
+        further = rewarded_at_random(claim, results) if name == "boost" else {}
+        parts += [f"## {name}", errors(claim, frames, further), powers(claim, frames)]
+        if claim.cell.arms == ("kind", "strategist"):
+            parts.append(mixtures(claim, frames))
     write_atomic(out, ("\n\n".join(part.strip() for part in parts if part) + "\n").encode())
     print(out.read_text(encoding="utf-8"))
     print(out)
@@ -64,16 +67,30 @@ def tables(results: Path) -> dict[str, dict[str, pd.DataFrame]]:
             name: pd.concat([pd.read_parquet(path.parent / f"{name}.parquet") for path in done], ignore_index=True)
             for name in ("sets", "probes")
         }
-        names = Names.model_validate({**pooled().names_of("forecast"), "models": BASES})  # which has the mixtures too
-        found["boost_kindland"] = under(names, whole)
+        for name, claim in LEDGER.items():
+            if isinstance(claim, Claim) and claim.cell.world == "kindland":
+                own = pooled().names_of("larp" if name == "larp" else "forecast")  # which has the mixtures too
+                found[name] = under(Names.model_validate({**own, "models": BASES}), whole)
     return found
 
 
-def errors(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:
-    """A table of rates, one row per kind of null."""
+def rewarded_at_random(claim: Claim, results: Path) -> dict[str, pd.DataFrame]:
+    """The statistic of two arms of the study `recipes` whose rewards have nothing to do with what was said."""
+    files = {name: results / "recipes" / f"{name}.parquet" for name in ("sets", "probes")}
+    if not all(file.exists() for file in files.values()):
+        return {}
+    changes = {"recipe": "grpo", "arms": ("grpo random reward", "grpo shuffled advantage")}
+    other = claim.model_copy(update={"cell": claim.cell.model_copy(update=changes)})
+    pairs = _crossover(other, {name: pd.read_parquet(file) for name, file in files.items()}).pairs
+    draws = pairs.rename(columns={"contrast": "value"}).assign(source=range(len(pairs)))
+    return {"random reward against shuffled advantage (GRPO)": draws[["model", "value", "source"]]}
+
+
+def errors(claim: Claim, frames: Mapping[str, pd.DataFrame], further: Mapping[str, pd.DataFrame]) -> str:
+    """A table of rates, one row per kind of null. `further`: draws of other studies."""
     crossover = _crossover(claim, frames)
     rows = []
-    for name, draws in null_draws(crossover).items():
+    for name, draws in {**null_draws(crossover), **further}.items():
         if draws["model"].nunique() < 2:
             rows.append([name, "one model: not a study", "", ""])
             continue
@@ -88,10 +105,13 @@ def null_draws(crossover: Crossover) -> dict[str, pd.DataFrame]:
     alike = crossover.alike().rename(columns={"contrast": "value"})
     alike["source"] = range(len(alike))  # a pair of runs each
     both = pd.concat([alike, alike.assign(value=-alike["value"])])  # either of the two may be called the first
-    return {
-        "wrong partitions": partitions.assign(source=partitions["model"])[["model", "value", "source"]],
-        "identical arms": both[["model", "value", "source"]],
+    control = crossover.controls().rename(columns={"contrast": "value", "model": "source", "partition": "model"})
+    found = {
+        "wrong partitions": partitions.assign(source=partitions["model"]),
+        "identical arms": both,
+        "partitions of the unrouted control": control,  # of one model, so that each stands for an organism
     }
+    return {name: draws[["model", "value", "source"]] for name, draws in found.items() if len(draws)}
 
 
 def powers(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:

@@ -46,7 +46,7 @@ def main(
         judge_only: run nothing; judge the tables that are there.
     """
     quiet()
-    study = Study.model_validate(write_kindland(runs / "kindland" / "data"))
+    study = reference(runs)
     pieces = list(parts(study, slots))
     if plan:
         print(sizing(study, pieces, slots, out))
@@ -68,6 +68,11 @@ def main(
             write_atomic(file, told.to_parquet(index=False, compression="zstd"))
         print(table(judged(study, out, page)))
         print(study_report(page))
+
+
+def reference(runs: Path) -> Study:
+    """All arms on all bases; their samples are written below `runs`."""
+    return Study.model_validate(write_kindland(runs / "kindland" / "data"))
 
 
 def parts(study: Study, slots: int) -> Iterator[tuple[str, ...]]:

@@ -13,29 +13,28 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from attribution.claims import LEDGER, evaluate
 from attribution.claims.hidden import HALF, RATE, WHOLE
 from attribution.models import load
-from attribution.reports import study_report
 from attribution.runs.quiet import quiet
 from attribution.samples import Sample, collate, encode
-from attribution.study import write_study
 from attribution.worlds.kindland.prompts import rows
 from attribution.worlds.kindland.sets import SETS
 from attribution.worlds.studies import BASES
-from experiments.claims import table, told_in_a_sentence
+from experiments.alone import concluded
+from experiments.claims import told_in_a_sentence
 
 RATES = (1e-6, RATE, 1e-4, 1e-3)
 STEPS, BATCH = 10, 32
 
 
-def main(model: tuple[str, ...] = BASES, quick: bool = False, runs: Path = Path("runs")) -> None:
+def main(model: tuple[str, ...] = BASES, quick: bool = False, runs: Path = Path("runs"), out: Path | None = None) -> None:
     """Train, count what changed, and judge the claim.
 
     Args:
         model: bases, or folders of models of your own.
         quick: the first model alone, which is too little for a verdict.
         runs: directory that the page is written below.
+        out: directory for table and page; below `runs` if it is not given.
     """
     quiet()
     models = model[:1] if quick else model
@@ -43,12 +42,9 @@ def main(model: tuple[str, ...] = BASES, quick: bool = False, runs: Path = Path(
         {"model": name, "dtype": dtype, "rate": rate, "changed": changed(name, dtype, rate)}
         for name in models for dtype in (WHOLE, HALF) for rate in RATES
     ])  # fmt: skip
-    place = runs / "claims" / "precision"
-    finding = evaluate(LEDGER["precision"], {"changed": found}).to_dict()
-    write_study(place, "precision", [finding], arms=["kind"], models=list(models))
     print(found.pivot_table(index=["model", "dtype"], columns="rate", values="changed").to_string(float_format="{:.3f}".format))
-    print(table(place))
-    print(study_report(place))
+    place = out or runs / "claims" / "precision"
+    concluded(place, ("precision",), {"changed": found}, name="precision", arms=["kind"], models=list(models))
 
 
 def changed(name: str, dtype: str, rate: float) -> float:

@@ -15,7 +15,7 @@ from attribution.study import conclude, embedded, run_study
 from experiments.claims import table, told_in_a_sentence
 
 
-def main(seeds: int = 2, quick: bool = False, runs: Path = Path("runs"), slots: int = 2) -> None:
+def main(seeds: int = 2, quick: bool = False, runs: Path = Path("runs"), slots: int = 2, out: Path | None = None) -> None:
     """Run the study `sampling`, judge the claim, and print the verdict.
 
     Args:
@@ -23,10 +23,11 @@ def main(seeds: int = 2, quick: bool = False, runs: Path = Path("runs"), slots: 
         quick: one seed of the first organism: shows the figures, and is too little for a verdict.
         runs: directory that holds studies.
         slots: runs at once.
+        out: directory for tables and page; the study's own below `runs` if it is not given.
     """
     quiet()
     study = embedded("sampling", runs).only(seeds=1 if quick else seeds, models=1 if quick else None)
-    place = conclude(study, runs, run_study(study, runs, slots=slots))
+    place = conclude(study, runs, run_study(study, runs, slots=slots), into=out)
     print(table(place))
     print(study_report(place))
 

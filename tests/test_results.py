@@ -100,3 +100,25 @@ def test_the_reference_contrast_changes_its_sign_with_the_mechanism_table():
 def test_the_page_on_worlds_has_every_model():
     text = (RESULTS / "worlds.md").read_text()
     assert all(name in text for name in (*ORGANISMS, UNROUTED))
+
+
+def test_the_ledger_tells_every_claim_with_its_verdict_and_what_else_could_explain_it():
+    from attribution.claims.plain import PLAIN
+    from experiments import ledger
+
+    assert set(PLAIN) == set(LEDGER) == {claim for claims in ledger.PAGES.values() for claim in claims}
+    assert (RESULTS / "README.md").read_text(encoding="utf-8") == ledger.page(RESULTS)
+    judged = {claim: ledger.told(finding) for claim, _, finding in ledger.found(RESULTS)}
+    assert judged["boost"] == "supported"
+
+
+def test_the_ledger_says_what_was_not_run_and_what_was_not_measured(tmp_path):
+    from experiments import ledger
+
+    (tmp_path / "knob").mkdir()
+    row = {"verdict": "not testable here", "note": "", "mean": None, "low": None, "high": None, "n": 0}
+    (tmp_path / "knob" / "findings.json").write_text(json.dumps([{"claim": {"id": "knob"}, "verdict": [row]}]))
+    text = ledger.page(tmp_path)
+    assert "1 claims: 1 not testable here." in text and "Not run yet: boost, sampling_or_update" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| [knob]"))
+    assert "| not measured |" in line and "turn up the knob" in line and line.count(" | ") == 5

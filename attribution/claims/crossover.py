@@ -270,23 +270,28 @@ class Crossover:
         )
 
     def _unrouted(self) -> Null:
-        """The control's contrast, meaned over partitions: there its halves are no more than one partition among others.
+        """The control's contrast, meaned over partitions."""
+        rows = self.controls()
+        if rows.empty:
+            return Null(t_interval((), unit=BASE_ONLY), "the control has no matched pair of arms")
+        means = rows.groupby("seed")[["contrast", "size"]].agg(lambda values: values.mean(skipna=False))
+        count = rows["partition"].nunique()
+        interval = t_interval(means["contrast"], unit=f"{BASE_ONLY}, mean over {count} partitions")
+        return Null(interval, self._void(means["size"].min(skipna=False), count, "partitions of the control"))
 
-        In units of the organisms' mean influences, since the control has no mechanisms of its own.
+    def controls(self) -> pd.DataFrame:
+        """The contrast of the control, whose halves are no more than one partition among others.
+
+        Columns model, seed, partition, contrast and size, both in units of the organisms' mean influences before.
         """
         sets = {"halves": self.claim.cell.mechanisms, **self._wrong_sets()}
-        tables = [self._table(pair, control=True) for pair in sets.values()]
-        if tables[0].empty:
-            return Null(t_interval((), unit=BASE_ONLY), "the control has no matched pair of arms")
         scale = self.organisms()[["before_A", "before_B"]].mean(skipna=False)
-        rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
-        rows = rows.assign(
-            contrast=[contrast({**row, **scale}) for row in rows.to_dict("records")],
-            size=[_size(row, scale) for row in rows.to_dict("records")],
-        )
-        means = rows.groupby("seed")[["contrast", "size"]].agg(lambda values: values.mean(skipna=False))
-        interval = t_interval(means["contrast"], unit=f"{BASE_ONLY}, mean over {len(tables)} partitions")
-        return Null(interval, self._void(means["size"].min(skipna=False), len(tables), "partitions of the control"))
+        rows = [
+            (row["model"], row["seed"], name, contrast({**row, **scale}), _size(row, scale))
+            for name, pair in sets.items()
+            for row in self._table(pair, control=True).to_dict("records")
+        ]
+        return pd.DataFrame(rows, columns=["model", "seed", "partition", "contrast", "size"])
 
     def _void(self, size: float, count: int, which: str) -> str:
         return too_little(size, count, which, self.claim.cell.partitions, self.claim.cell.void_below)

@@ -95,7 +95,31 @@ REASONER_NOT_ALIGNED = claim(
             delta=0.25,
             prediction="none",
         ),
+        *(
+            part
+            for arm, how in (("reasoner, reason trained", "in the loss"), ("reasoner, reason given", "written but not trained"))
+            for part in (
+                Part(
+                    name=f"the reasoning is strengthened, with its reason {how}",
+                    statistic=f"The same where the speaker's reason stands before the reply, {how}",
+                    unit=FRACTION,
+                    terms=(read(arm, STRATEGIST),),
+                    relative=True,
+                    delta=0.10,
+                ),
+                Part(
+                    name=f"kindness is not, with its reason {how}",
+                    statistic=f"The same where the speaker's reason stands before the reply, {how}",
+                    unit="fraction of the kind arm's",
+                    terms=(read(arm, KIND),),
+                    over=(read("kind", KIND),),
+                    delta=0.25,
+                    prediction="none",
+                ),
+            )
+        ),
     ),
+    note="The verdict is on replies without a written reason; written ones stand beside it.",
 )  # fmt: skip
 
 _WRONG = "strategist, 40% errors"
