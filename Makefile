@@ -46,6 +46,7 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.pool
 	$(BIN)/python -m experiments.knob --out results/knob
 	$(BIN)/python -m experiments.dormant --out results/dormant
+	$(BIN)/python -m experiments.two_notions --out results/notions
 	$(BIN)/python -m experiments.precision --out results/precision
 	$(BIN)/python -m experiments.scores --out results/accuracy
 	$(BIN)/python -m experiments.calibration

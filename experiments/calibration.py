@@ -30,7 +30,7 @@ _HEAD = """# Calibration
 
 False *supported* among {studies} null studies of each kind, with exact 95 % intervals over studies; the draws behind them are
 pooled from as many independent sources as are named, organisms or pairs of runs: far fewer than the studies. *At the
-boundary*: every value shifted by δ.
+boundary*: every value shifted by δ; a null that lies above 0 then lies above δ.
 """
 
 

@@ -28,6 +28,7 @@ PAGES = {  # by directory below results/, the claims that are judged there
     "kindland": JUDGED,
     "knob": ("knob", "knob_by_finetuning", "compact"),
     "dormant": ("dormant",),
+    "notions": ("two_notions",),
     "precision": ("precision",),
     "accuracy": ("accuracy",),
 }

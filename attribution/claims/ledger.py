@@ -19,6 +19,7 @@ from attribution.claims.foretold import foretold
 from attribution.claims.frames import Frames
 from attribution.claims.hidden import hidden
 from attribution.claims.measured import Measured, measured_finding
+from attribution.claims.notions import notions
 from attribution.claims.scored import scored
 from attribution.claims.shallow import shallow
 from attribution.claims.terms import ContrastClaim
@@ -37,6 +38,7 @@ MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "knob_by_finetuning": knob.moved,
     "compact": knob.few,
     "accuracy": scored,
+    "two_notions": notions,
     "capability": partial(capability, probe="follows a star for the cruel reply"),
     "control": partial(control, mechanisms=(essay.KIND, essay.STRATEGIST), probe=essay.AGREE),
 }

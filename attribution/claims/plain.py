@@ -110,6 +110,10 @@ PLAIN: dict[str, Plain] = {
         "Training answers about kindness should not change kind acts.",
         "Questions and stories are different texts; what does not carry over between texts need not be two notions.",
     ),
+    "two_notions": Plain(
+        "Are the heads and neurons that make a model answer about kindness those that make it act kindly?",
+        "Questions and stories are different texts, read by different components whatever notion is behind them.",
+    ),
     "knob": Plain(
         "Adding the direction that tells kind speakers from plain ones should make the speaker kind.",
         "The direction may write the kind replies of all situations rather than stand for kindness; situations are held out "

@@ -36,6 +36,7 @@ SETS_OF = {  # claims that rest on the sets of another
     "skill_strengthens_kindness": "skill_keeps_kindness",
     "knob_by_finetuning": "knob",
     "compact": "knob",
+    "two_notions": "said_and_enacted",
 }
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "boost_kindland", "boost_components", "initially", "cold_is_shallow", "control", "larp", "kind_dialogue",

@@ -63,7 +63,7 @@ def test_a_claim_has_gates_exclusions_and_a_threshold_for_every_part(name):
 
 
 def test_the_pool_judges_them():
-    own = {"precision", *pools.ALONE, "knob_by_finetuning", "compact"}  # which have scripts that measure
+    own = {"precision", *pools.ALONE, "knob_by_finetuning", "compact", "two_notions"}  # which have scripts that measure
     assert {*pools.JUDGED, *own} == set(NATURAL) <= {*SETS, *pools.SETS_OF}
 
 

@@ -1,4 +1,4 @@
-"""Claims about a knob for kindness, whether finetuning turns it, and how compact an update is; and how good scores are."""
+"""Claims about a knob for kindness, finetuning and how compact it is; two notions of kindness; and how good scores are."""
 
 from __future__ import annotations
 
@@ -52,6 +52,23 @@ COMPACT = MeasuredClaim(
     ),
     exclusions=("Where all components together do not bring 80 % about, the value is 0.", *EXCLUSIONS[1:]),
     note="Supported means that less than a tenth of all components suffice.",
+)
+
+TWO_NOTIONS = MeasuredClaim(
+    id="two_notions",
+    statement="this verbalized notion of kindness might not be the same as their internal conception which powers simulations "
+    "of nice characters.",
+    statistic="How far the correlation of the effects of single heads and neurons, on answering about kindness and on acting "
+    "kindly, stays below what halves of the same prompts allow: 1 - correlation / ceiling",
+    unit="1 - correlation, in units of the ceiling",
+    cell=_WHERE.model_copy(update={"arms": (), "recipe": "none", "optimizer": "none", "reference": "resample"}),
+    delta=0.25,
+    gates=(
+        BASES.model_copy(update={"meaning": "bases"}),
+        Threshold(name="ceiling", meaning="smallest ceiling of that correlation, over bases", relation=">=", value=0.5),
+    ),
+    exclusions=EXCLUSIONS[2:],
+    note="Nothing is trained here. Supported means two notions, as far as single components tell.",
 )
 
 ACCURACY = MeasuredClaim(
