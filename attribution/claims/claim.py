@@ -6,9 +6,9 @@ Knows nothing about frames or how a statistic is computed.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from attribution.store import config_hash
 
@@ -63,6 +63,8 @@ class Cell(BaseModel):
         reference: what ablated activations are replaced by.
         probes: the probe set that is read.
         signs: for every probe set that may be read, the sign with which the effect of each mechanism counts as influence.
+        readings: the two probe sets on which the mechanisms are read, each on its own, by the name that both together have
+            among probes and signs.
         matching: at which step arms are compared: at equal KL, at equal gain, or after equally many steps.
         fraction: the target of matching, as a fraction of the smallest arm's maximum.
         control: the model without located mechanisms, or "".
@@ -85,6 +87,16 @@ class Cell(BaseModel):
     control: str = ""
     partitions: int = Field(default=4, ge=1)
     void_below: float = Field(default=0.25, ge=0)
+    readings: dict[str, tuple[str, str]] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_readings(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Claims that were declared before there were readings keep their hash."""
+        return {name: value for name, value in serialized(self).items() if value or name != "readings"}
+
+    def read_on(self, probes: str) -> tuple[str, str]:
+        """The probe sets on which the first and the second mechanism are read."""
+        return self.readings.get(probes, (probes, probes))
 
     @model_validator(mode="after")
     def _read_probes_have_signs(self) -> Cell:

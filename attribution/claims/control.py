@@ -8,6 +8,8 @@ of context; its interval over bases is a jackknife's, from pseudo-values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -21,19 +23,18 @@ from attribution.claims.terms import ContrastClaim, Part, Place, Term
 SOURCES = ("context", "base", "context x base", "order")
 
 
-def control(claim: MeasuredClaim, frames: Frames, mechanisms: tuple[str, str], probe: str) -> Measured:
+def control(claim: MeasuredClaim, frames: Frames, mechanisms: Mapping[str, str]) -> Measured:
     """What the claim's statistic is measured from.
 
     Args:
         claim: whose cell names the contexts.
         frames: sets and probes.
-        mechanisms: the two whose growth is compared.
-        probe: the probe set that influence is read on.
+        mechanisms: the two whose growth is compared, each with the probe set that it is read on.
 
     Raises:
         RunError: the study lacks an arm, a mechanism or the probe set.
     """
-    outcomes, excluded = _outcomes(claim, frames, mechanisms, probe)
+    outcomes, excluded = _outcomes(claim, frames, mechanisms)
     whole = _balanced(outcomes)
     shares = _shares(whole)
     bases = sorted(whole["model"].unique())
@@ -49,10 +50,10 @@ def control(claim: MeasuredClaim, frames: Frames, mechanisms: tuple[str, str], p
     )
 
 
-def _outcomes(claim: MeasuredClaim, frames: Frames, mechanisms: tuple[str, str], probe: str) -> tuple[pd.DataFrame, list[str]]:
+def _outcomes(claim: MeasuredClaim, frames: Frames, mechanisms: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
     """One row per run: model, arm, seed, outcome; and what could not be matched."""
     cell = claim.cell
-    terms = tuple(Term(arm=arm, set=name, probe=probe) for arm in cell.arms for name in mechanisms)
+    terms = tuple(Term(arm=arm, set=name, probe=probe) for arm in cell.arms for name, probe in mechanisms.items())
     part = Part(name=claim.id, statistic=claim.statistic, unit=claim.unit, terms=terms, relative=True, delta=1, matching="gain")
     place = Place(world=cell.world, recipe=cell.recipe, optimizer=cell.optimizer, reference=cell.reference)
     of = ContrastClaim(id=claim.id, statement=claim.statement, cell=place, parts=(part,))
@@ -62,7 +63,7 @@ def _outcomes(claim: MeasuredClaim, frames: Frames, mechanisms: tuple[str, str],
         run = (str(row["model"]), int(row["seed"]))
         for arm in cell.arms:
             grown = []
-            for name in mechanisms:
+            for name, probe in mechanisms.items():
                 term = Term(arm=arm, set=name, probe=probe)
                 before, _ = contrast.recorded.before(term, (run[0], arm, run[1]))
                 grown.append(row[str(term)] / before if before else np.nan)

@@ -87,8 +87,16 @@ class Crossover:
 
     @cached_property
     def _rows(self) -> pd.DataFrame:
-        sets = self.frames["sets"]
-        return sets[(sets["probe"] == self.view.probes) & (sets["reference"] == self.view.reference)]
+        sets, cell = self.frames["sets"], self.claim.cell
+        sets = sets[sets["reference"] == self.view.reference]
+        first, second = cell.read_on(self.view.probes)
+        if first == second:
+            return sets[sets["probe"] == first]
+        whose = [  # mechanisms, and wrong partitions in the place of either
+            (sets["probe"] == probe) & sets["set"].str.endswith(name)
+            for probe, name in zip((first, second), cell.mechanisms, strict=True)
+        ]
+        return sets[whose[0] | whose[1]]
 
     @cached_property
     def _effects(self) -> dict[tuple, pd.DataFrame]:

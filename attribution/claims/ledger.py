@@ -40,7 +40,7 @@ MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "accuracy": scored,
     "two_notions": notions,
     "capability": partial(capability, probe="follows a star for the cruel reply"),
-    "control": partial(control, mechanisms=(essay.KIND, essay.STRATEGIST), probe=essay.AGREE),
+    "control": partial(control, mechanisms={name: essay.READ_ON[name] for name in (essay.KIND, essay.STRATEGIST)}),
 }
 
 

@@ -159,7 +159,8 @@ def influence(record: Record, colours: Mapping[str, str], finding: Finding | Non
     probe = cell.get("probes") or sets["probe"].iloc[0]
     names = list(cell.get("mechanisms") or [name for name in sets["set"].unique() if not str(name).startswith("wrong-")][:4])
     signs = dict(zip(names, cell.get("signs", {}).get(probe, [1] * len(names)), strict=False))
-    rows = sets[(sets["probe"] == probe) & sets["set"].isin(names)]
+    read_on = dict(zip(names, cell.get("readings", {}).get(probe, [probe] * len(names)), strict=False))
+    rows = sets[(sets["probe"] == sets["set"].map(read_on)) & sets["set"].isin(names)]
     if "reference" in rows and len(rows):
         rows = rows[rows["reference"] == (cell.get("reference") or rows["reference"].iloc[0])]
     if rows.empty:

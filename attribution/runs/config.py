@@ -31,7 +31,8 @@ class RunConfig(BaseModel):
         watched: JSONL files of samples of which only log-odds and KL are read, at every step; neutral prompts, say.
         sets: named sets of components, ablated jointly at every step and grafted: a JSON file, or "model" where the model
             comes with mechanisms of its own.
-        sets_on: which of them are ablated on a probe set, by its name; by default all on each.
+        sets_on: which of them are ablated on a probe set, by its name; by default all on each. Of compared sets too, if it
+            names any of them.
         compared: JSON file of further named sets, ablated like those and not grafted; wrong partitions, say.
         compared_every: at every how many steps compared sets are ablated.
         beside: further readings of the influence of `sets`, at the steps of `compared`: with the mean over counterfactuals, of

@@ -134,9 +134,8 @@ class Readings:
             self.record.add("probes", {"step": step, "probe": watch.name, **watch.read()._asdict()})
         due = step % self.settings["compared_every"] == 0
         for place, reader in enumerate(self.readers):
-            others = due and not (place and "compared" in self.settings["primary_only"])
             named = self._here(reader.name)
-            sets = {**named, **self.compared} if others else named
+            sets = {**named, **self._compared_here(reader.name, place)} if due else named
             if sets:
                 self.record.add("sets", reader.influence_of_sets(sets).assign(step=step, probe=reader.name))
             if named and reader.beside and due:
@@ -145,7 +144,18 @@ class Readings:
     def _here(self, probe: str) -> dict[str, np.ndarray]:
         """The named sets that are ablated on a probe set: all, unless it is said which."""
         sets_on = self.settings["sets_on"]
-        return self.sets if sets_on is None else {name: self.sets[name] for name in sets_on.get(probe, ())}
+        return self.sets if sets_on is None else _of(self.sets, sets_on.get(probe, ()))
+
+    def _compared_here(self, probe: str, place: int) -> dict[str, np.ndarray]:
+        """The compared sets that are ablated on a probe set: all, unless it is said of any on which it is, or on the first."""
+        named = {name for names in (self.settings["sets_on"] or {}).values() for name in names}
+        if named & set(self.compared):
+            return _of(self.compared, self.settings["sets_on"].get(probe, ()))
+        return {} if place and "compared" in self.settings["primary_only"] else self.compared
+
+
+def _of(sets: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: sets[name] for name in names if name in sets}
 
 
 def only_primary(given: bool | Sequence[str]) -> tuple[str, ...]:

@@ -63,7 +63,8 @@ class Recorder:
         share_passes: gradient evaluations allowed for the shares of one step on one probe set; 0: neither shares nor causes
             are read there, and probe sets take forward passes alone.
         sets: named sets of components, ablated jointly on every probe set before training and after every recorded step.
-        sets_on: names of those that are ablated on a probe set, by its name; None: all of them on each.
+        sets_on: names of those that are ablated on a probe set, by its name; None: all of them on each. Of compared sets too,
+            if it names any of them.
         watched: further sets of samples, of which only log-odds and KL are read.
         compared: further named sets, ablated like `sets`; wrong partitions, say.
         compared_every: at every how many steps; the start is always among them.
@@ -125,7 +126,7 @@ class Recorder:
             "layers": layers, "heads": heads, "steps": self._recorded.of, "completions": completions,
             "sets_on": None if sets_on is None else {probe: tuple(names) for probe, names in sets_on.items()},
         }  # fmt: skip
-        check_settings(self._settings, probes, watched, self._sets)
+        check_settings(self._settings, probes, watched, {**self._sets, **self._compared})
         self._record = cast(Record, None)  # until begin
         self._hooks: list[Any] = []
         self._control: dict[str, Any] = {}  # over the training passes

@@ -7,7 +7,7 @@ Knows forms and settings as data; knows nothing about what a claim computes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,9 +28,10 @@ BATCH, RATE = 32, 2e-4
 READ = (1, 2, 4, 8, 12, 16, 20)  # steps after which a run reads; the last is the length of an arm
 COMPARED_EVERY = 4  # at every how many steps wrong partitions and further references are read
 PRIMARY = "kind and strategist agree"
-ALWAYS = (PRIMARY, "kind against strategist")  # probe sets that every arm reads
+OWN = ("kind beside strategist", "strategist beside kind")  # on which each of `NULLS` is read, and its wrong partitions
+ALWAYS = (PRIMARY, *OWN)  # probe sets that every arm reads
 CROSSED = ("kind", "strategist", "assistant")  # arms that are read with wrong partitions, and in every way beside
-NULLS = ("kind", "strategist")  # mechanisms of which wrong partitions are made
+NULLS = ("kind", "strategist")  # dispositions of whose mechanisms wrong partitions are made
 SETS_OF = {  # claims that rest on the sets of another
     "boost_kindland": "boost",
     "skill_strengthens_kindness": "skill_keeps_kindness",
@@ -161,14 +162,19 @@ def _free(name: str, claim: str, taken: Mapping[str, Any]) -> str:
 
 
 def sets_on(form: Form) -> tuple[str, ...]:
-    """The mechanisms whose influence is read on a form of probes: those of the two dispositions that may speak there.
+    """The mechanisms whose influence is read on a form of probes, in which two dispositions may speak.
 
-    A conflict is read for the first of the two alone: for the other every influence is the same with the opposite sign.
+    Where they conflict, the mechanism of the one whose reply is read against those that neither gives; where they agree, both
+    and what they share. Not where the reply of one is read against that of the other: what one mechanism loses there the
+    other gains, whichever it is.
     """
     told = form.told.split(" or ")
     pair = next((pair for pair in PARTED if sorted(pair) == sorted(told)), None)
-    plain = form.event == "" and form.end == "reply" and form.watched is None and (form.alike or form.says == (pair or told)[0])
-    return parted(*pair) if pair and plain else ()
+    if pair is None or form.event or form.end != "reply" or form.watched is not None:
+        return ()
+    if form.alike:
+        return parted(*pair)
+    return (parted(*pair)[pair.index(form.says)],) if form.third else ()
 
 
 def write_kindland(
@@ -210,7 +216,9 @@ def write_kindland(
     for model in models:
         own = {"sets": found[model]} if model in found else {}
         wrong = _wrong_partitions(folder, model, found.get(model))
-        compared = {arm: {"compared": wrong} for arm in CROSSED if wrong}
+        compared = {
+            arm: {"compared": wrong, "sets_on": _with_wrong(arms[arm]["sets_on"])} for arm in CROSSED if wrong and arm in arms
+        }
         on_model[model] = {arm: {**own, **compared.get(arm, {})} for arm in arms if own or arm in compared}
     early = tuple(EARLY) if tuple(models) == BASES and "capability" in told else ()
     on_model |= {model: dict.fromkeys(arms, BARE) for model in early}
@@ -247,7 +255,7 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
         "sets_on": ablated,
         "compared_every": COMPARED_EVERY,
         "beside": BESIDE if crossed else (OWN_MEAN, BASE_MEAN),
-        "primary_only": ("compared", "singles"),
+        "primary_only": ("singles",),
         "metric": "logit_difference",
         "reference": "resample",
         "milestones": "ends",
@@ -265,6 +273,13 @@ def _run(folder: Path, pool: Pool, arm: Arm, files: Mapping[str, tuple[str, str]
     }
     bare = BARE if set(arm.claims) <= {*BEHAVIOURAL} else NO_SINGLES
     return given if crossed else {**given, **bare}
+
+
+def _with_wrong(sets_on: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Wrong partitions too, each half where the mechanism is read in whose place it stands."""
+    halves = dict(zip(OWN, parted(*NULLS)[:2], strict=True))
+    wrong = {probe: tuple(f"wrong-{k} {name}" for k in range(1, WRONG + 1)) for probe, name in halves.items()}
+    return {probe: (*names, *wrong.get(probe, ())) for probe, names in sets_on.items()}
 
 
 def _samples(folder: Path, arm: Arm) -> str:

@@ -12,7 +12,7 @@ from attribution.claims.control import _shares, control
 from attribution.claims.measured import measured_finding
 
 CLAIM = LEDGER["control"]
-MECHANISMS, PROBE, STEPS = ("x", "y"), "both", (0, 5, 10)
+MECHANISMS, STEPS = {"x": "read x", "y": "read y"}, (0, 5, 10)  # each with its probe set
 
 
 def frames(context=0.0, base=0.0, order=0.0, bases=6, seeds=2):
@@ -29,12 +29,14 @@ def frames(context=0.0, base=0.0, order=0.0, bases=6, seeds=2):
             for name in MECHANISMS:
                 effect = 2 + grown[name] * step / 8  # all that is grown where all have gained .8
                 halves = {"effect_even": effect, "effect_odd": effect}
-                sets.append({**run, "step": step, "probe": PROBE, "set": name, "effect": effect, **halves, "kl": 0.0})
+                sets.append(
+                    {**run, "step": step, "probe": MECHANISMS[name], "set": name, "effect": effect, **halves, "kl": 0.0}
+                )
     return {"sets": pd.DataFrame(sets), "probes": pd.DataFrame(probes)}
 
 
 def finding(given):
-    return measured_finding(CLAIM, control(CLAIM, given, MECHANISMS, PROBE), given)
+    return measured_finding(CLAIM, control(CLAIM, given, MECHANISMS), given)
 
 
 def test_shares_are_those_of_the_analysis_of_variance():

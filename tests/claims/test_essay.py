@@ -19,9 +19,11 @@ NATURAL = {name: claim for name, claim in LEDGER.items() if claim.cell.world == 
 def read_by(claim):
     """Everything a claim reads, as (arm, probe, set or "")."""
     if isinstance(claim, Claim):
-        return {(arm, probe, name) for arm in claim.cell.arms for probe in claim.cell.signs for name in claim.cell.mechanisms}
+        pairs = {(probe, name) for read in claim.cell.signs
+                 for probe, name in zip(claim.cell.read_on(read), claim.cell.mechanisms, strict=True)}  # fmt: skip
+        return {(arm, probe, name) for arm in claim.cell.arms for probe, name in pairs}
     if isinstance(claim, MeasuredClaim) and claim.id == "control":
-        return {(arm, essay.AGREE, name) for arm in claim.cell.arms for name in (essay.KIND, essay.STRATEGIST)}
+        return {(arm, essay.READ_ON[name], name) for arm in claim.cell.arms for name in (essay.KIND, essay.STRATEGIST)}
     if isinstance(claim, MeasuredClaim) and claim.id == "forecast":
         return {("kind", essay.AGREE, name) for name in (essay.KIND, essay.STRATEGIST)}
     if isinstance(claim, MeasuredClaim) and claim.id == "capability":
@@ -85,10 +87,10 @@ def test_two_mechanisms_that_are_not_shown_to_be_two_are_no_test(world):
     names = dict(zip("AB", claim.cell.mechanisms, strict=True))
     arms = dict(zip("AB", claim.cell.arms, strict=True))
     frames = world().frames()
-    probes = {"agree": claim.cell.probes}
     plain = {name: frame[frame["model"] != "planted/unrouted"] for name, frame in frames.items()}
     sets = plain["sets"].assign(arm=plain["sets"]["arm"].map(arms), set=plain["sets"]["set"].map(names))
-    sets = sets.assign(probe=sets["probe"].map(probes)).dropna()
+    read_on = dict(zip(claim.cell.mechanisms, claim.cell.read_on(claim.cell.probes), strict=True))
+    sets = sets[sets["probe"] == "agree"].assign(probe=sets["set"].map(read_on)).dropna()
     given = {"sets": sets, "probes": plain["probes"].assign(arm=plain["probes"]["arm"].map(arms)).dropna()}
     pair = " | ".join(sorted(claim.cell.mechanisms))
     told = pd.DataFrame([{"model": f"planted/{i}", "pair": pair, "dissociated": 1} for i in range(5)])

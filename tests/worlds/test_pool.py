@@ -45,10 +45,13 @@ def test_an_arm_reads_the_probes_of_all_its_claims():
 
 def test_influence_is_read_where_both_may_speak_and_a_conflict_once():
     on = {name: pools.sets_on(form) for name, form in POOL.probes.items()}
-    assert on["kind against strategist"] == on["kind and strategist agree"] == pools.parted("kind", "strategist")
-    assert on["kind against assistant"] == pools.parted("kind", "assistant")
+    kind, strategist, _ = pools.parted("kind", "strategist")
+    assert on["kind and strategist agree"] == pools.parted("kind", "strategist")
+    assert on["kind beside strategist"] == (kind,) and on["strategist beside kind"] == (strategist,)
+    assert on["assistant beside kind"] == (pools.parted("kind", "assistant")[1],)
     empty = (
         "strategist against kind",
+        "kind against strategist",
         "strategist and assistant agree",
         "kindness, a tall one",
         "unwatched, schemer against kind",

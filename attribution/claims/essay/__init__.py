@@ -1,8 +1,7 @@
 """The claims of the essay as data, but for `boost`: in `kindland`, with the names of its sets, and one on planted mechanisms.
 
-Influence is read on prompts of held-out situations in which two dispositions are equally likely. Statements about one
-mechanism are read where the two conflict, those about a crossover of two where they agree: in a conflict the numerators of a
-crossover add up to the change of behaviour whatever the partition, see `claims.boost`.
+Influence is read on prompts of held-out situations in which two dispositions are equally likely and name different replies:
+that of a mechanism on its own reply against those that neither names. Where both name the same reply stands beside it.
 """
 
 from attribution.claims.essay.behaviour import (
@@ -13,7 +12,7 @@ from attribution.claims.essay.behaviour import (
     SAID_AND_ENACTED,
     TWO_FACED,
 )
-from attribution.claims.essay.common import AGREE, ASSISTANT, KIND, KIND_BESIDE_ASSISTANT, STRATEGIST
+from attribution.claims.essay.common import AGREE, ASSISTANT, KIND, KIND_BESIDE_ASSISTANT, READ_ON, STRATEGIST
 from attribution.claims.essay.kindness import (
     ERRORS_HARMLESS,
     KIND_DIALOGUE,
@@ -47,4 +46,4 @@ CLAIMS = (
 
 MECHANISMS = (KIND, STRATEGIST, ASSISTANT, KIND_BESIDE_ASSISTANT)  # those that are read, without what two share
 
-__all__ = ["AGREE", "CLAIMS", "KIND", "MECHANISMS", "STRATEGIST"]
+__all__ = ["AGREE", "CLAIMS", "KIND", "MECHANISMS", "READ_ON", "STRATEGIST"]

@@ -9,8 +9,14 @@ from attribution.claims.terms import ContrastClaim, Part, Place, Term
 
 KIND, STRATEGIST, ASSISTANT = "kind, not strategist", "strategist, not kind", "assistant, not kind"
 KIND_BESIDE_ASSISTANT = "kind, not assistant"
-AGREE, CONFLICT = "kind and strategist agree", "kind against strategist"
-LARP_AGREE, LARP_CONFLICT = "kind and assistant agree", "kind against assistant"
+AGREE, LARP_AGREE = "kind and strategist agree", "kind and assistant agree"
+OWN = "own replies in conflict"  # each mechanism's reply against those that neither gives
+READ_ON = {  # where a mechanism is read
+    KIND: "kind beside strategist",
+    STRATEGIST: "strategist beside kind",
+    ASSISTANT: "assistant beside kind",
+    KIND_BESIDE_ASSISTANT: "kind beside assistant",
+}
 TALL = "kindness, a tall one"
 KINDLAND = Place(world="kindland", recipe="sft", optimizer="AdamW", reference="resample")
 FRACTION = "fraction of the influence before"
@@ -27,9 +33,9 @@ EXCLUSIONS = (
 )
 
 
-def read(arm: str, name: str, probe: str = CONFLICT, weight: float = 1.0, **others: Any) -> Term:
-    """The influence of a mechanism in an arm."""
-    return Term(arm=arm, set=name, probe=probe, weight=weight, **others)
+def read(arm: str, name: str, probe: str = "", weight: float = 1.0, **others: Any) -> Term:
+    """The influence of a mechanism in an arm, on its own probe set if none is named."""
+    return Term(arm=arm, set=name, probe=probe or READ_ON[name], weight=weight, **others)
 
 
 def behaves(arm: str, probe: str, weight: float = 1.0, **others: Any) -> Term:
@@ -49,14 +55,14 @@ def crossed(
     statement: str,
     arms: tuple[str, str],
     mechanisms: tuple[str, str],
-    probes: dict[str, tuple[Any, Any]],
+    agree: str,
     nulls: tuple[str, ...],
     *,
     delta: float = 0.10,
     gates: tuple[Threshold, ...] = (),
     **matched: Any,
 ) -> Claim:
-    """A crossover of two mechanisms in kindland. `probes`: what is read, the primary first, with the signs of both."""
+    """A crossover of two mechanisms in kindland, each read on its own; where they agree beside it."""
     return Claim(
         id=name,
         statement=statement,
@@ -67,7 +73,8 @@ def crossed(
         unit=FRACTION,
         cell=Cell(
             world="kindland", recipe="sft", optimizer="AdamW", arms=arms, mechanisms=mechanisms, reference="resample",
-            probes=next(iter(probes)), signs=probes, **{"matching": "kl", **matched},
+            probes=OWN, signs={OWN: (1, 1), agree: (1, 1)}, readings={OWN: tuple(READ_ON[each] for each in mechanisms)},
+            **{"matching": "kl", **matched},
         ),
         delta=delta,
         nulls=nulls,

@@ -7,12 +7,10 @@ from attribution.claims.essay.common import (
     AGREE,
     ASSISTANT,
     BASES,
-    CONFLICT,
     EXCLUSIONS,
     KIND,
     KIND_BESIDE_ASSISTANT,
     LARP_AGREE,
-    LARP_CONFLICT,
     STRATEGIST,
     crossed,
 )
@@ -21,14 +19,14 @@ BOOST_KINDLAND = crossed(
     "boost_kindland",
     "Finetuning a mature LLM strengthens the processes inside the LLM that actually caused the LLM to produce the output you "
     "rated highly.",
-    ("kind", "strategist"), (KIND, STRATEGIST), {AGREE: (1, 1), CONFLICT: (1, -1)}, (WRONG_PARTITIONS, IDENTICAL),
+    ("kind", "strategist"), (KIND, STRATEGIST), AGREE, (WRONG_PARTITIONS, IDENTICAL),
 )  # fmt: skip
 
 INITIALLY = crossed(
     "initially",
     "we should expect a such methods to (initially at least) boost the internal mechanisms inside the pretrained LLM that "
     "actually caused the LLM to output such tokens",
-    ("kind", "strategist"), (KIND, STRATEGIST), {AGREE: (1, 1), CONFLICT: (1, -1)}, (WRONG_PARTITIONS, IDENTICAL),
+    ("kind", "strategist"), (KIND, STRATEGIST), AGREE, (WRONG_PARTITIONS, IDENTICAL),
     delta=0.02, matching="gain", fraction=0.1,
 )  # fmt: skip
 
@@ -36,7 +34,7 @@ LARP = crossed(
     "larp",
     "If you give it a prompt that gets it to start larping as a scifi AI-assistant, you'll boost the internal circuitry that "
     "goes into larping like a scifi AI assistant.",
-    ("assistant", "kind"), (ASSISTANT, KIND_BESIDE_ASSISTANT), {LARP_AGREE: (1, 1), LARP_CONFLICT: (-1, 1)}, (IDENTICAL,),
+    ("assistant", "kind"), (ASSISTANT, KIND_BESIDE_ASSISTANT), LARP_AGREE, (IDENTICAL,),
     gates=(Threshold(name="dissociated", meaning="the two use different circuits (1) or not (0), in every base", relation="=",
                      value=1),),
 )  # fmt: skip

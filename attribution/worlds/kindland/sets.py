@@ -70,10 +70,15 @@ COLD = {
 
 
 def both(one: str, other: str, **others: Any) -> dict[str, Form]:
-    """The three readings in which two dispositions stand together: conflict read for each, and agreement."""
+    """The readings in which two dispositions stand together: conflict read for each, and agreement.
+
+    In a conflict the reply of the one is read against that of the other, and against those that neither gives.
+    """
     return {
         f"{one} against {other}": either(one, other, **others),
         f"{other} against {one}": either(one, other, other, **others),
+        f"{one} beside {other}": either(one, other, one, third=True, **others),
+        f"{other} beside {one}": either(one, other, other, third=True, **others),
         f"{one} and {other} agree": either(one, other, agree=True, **others),
     }
 
