@@ -294,3 +294,22 @@ def test_what_a_study_lacks_is_said_in_one_sentence(supported):
         claim = BOOST.model_copy(update={part: odd})
         with pytest.raises(ConfigError, match=words):
             getattr(Crossover(claim, checked(supported, "zero"), PRIMARY), part)()
+
+
+def test_mechanisms_that_are_read_on_probe_sets_of_their_own_give_the_same_contrast(supported):
+    """The rows of A and of the wrong partitions in its place moved to one probe set, those of B to another."""
+    agreeing = supported["sets"][supported["sets"]["probe"] == "agree"]
+    apart = agreeing.assign(probe=np.where(agreeing["set"].str.endswith("A"), "own of A", "own of B"))
+    elsewhere = agreeing.assign(probe=np.where(agreeing["set"].str.endswith("A"), "own of B", "own of A"), effect=9.0)
+    frames = {**supported, "sets": pd.concat([apart, elsewhere], ignore_index=True)}
+    cell = {"probes": "own", "signs": {"own": (1, 1)}, "readings": {"own": ("own of A", "own of B")}}
+    found = crossover(frames, View("own", "kl", "zero"), **cell)
+    one = crossover(supported, View("agree", "kl", "zero"))
+    pd.testing.assert_frame_equal(found.organisms(), one.organisms())
+    pd.testing.assert_frame_equal(found.partitions(), one.partitions())
+    assert len(found.partitions()) == 20
+
+
+def test_a_cell_without_readings_is_declared_as_before():
+    assert "readings" not in BOOST.cell.model_dump() and BOOST.hash == "112a14a8"
+    assert BOOST.cell.read_on("agree") == ("agree", "agree")

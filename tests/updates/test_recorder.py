@@ -411,6 +411,23 @@ def test_each_reading_may_be_on_the_first_probe_set_alone(tmp_path, fresh, loop,
     }  # fmt: skip
 
 
+def test_compared_sets_are_read_where_it_is_said_of_any(tmp_path, fresh, loop, training, probes):
+    first, second = (probe.name for probe in probes)
+    recorder = Recorder(
+        tmp_path / "run", probes=probes, tokenizer=fresh.tokenizer, milestones="ends", everything=False, singles="heads",
+        sets={"mine": [("head", 1, 0)]}, share_passes=0, compared_every=2,
+        compared={"wrong": [("head", 2, 1)], "false": [("head", 0, 1)]},
+        sets_on={first: ("mine", "wrong"), second: ("false",)},
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(fresh.model.parameters(), lr=0.05)
+    with recorder.attach(fresh.model, optimizer):
+        loop(fresh.model, fresh.tokenizer, training, optimizer, 1)
+    found = read_run(tmp_path / "run").sets.astype({"probe": str, "set": str})
+    assert set(zip(found["step"], found["probe"], found["set"], strict=True)) == {
+        (0, first, "mine"), (1, first, "mine"), (0, first, "wrong"), (0, second, "false"),
+    }  # fmt: skip
+
+
 def test_probe_sets_are_read_by_forward_passes_alone_where_no_shares_are_wanted(tmp_path, fresh, loop, training, probes):
     sets = {"mine": [("head", 1, 0), ("neuron", 0, 3)], "other": [("head", 2, 1)]}
     first, second = (probe.name for probe in probes)
