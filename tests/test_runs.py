@@ -5,12 +5,14 @@ import shutil
 from itertools import combinations_with_replacement
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 import attribution as at
 from attribution.cli import main
 from attribution.errors import ConfigError, RunError
+from attribution.mechanisms import write_mechanisms
 from attribution.models import EMBEDDED
 from attribution.recipes.sft import SFT
 from attribution.runs import RunConfig, directory, run, stages
@@ -537,12 +539,17 @@ def test_contexts_reach_probes_causes_and_the_trainer(tmp_path, data):
 
 
 def test_a_run_says_beforehand_what_it_would_strengthen(tmp_path, data):
-    config = config_of(data, share_passes=0, singles="heads", grafts="none", sets="model", forecast=True,
-                       sets_on={"agree": ("A", "B"), "conflict": ("B",)})  # fmt: skip
+    wrong = write_mechanisms(
+        tmp_path / "wrong.json", {"wrong-1 A": pd.DataFrame([("head", 0, 0)], columns=["kind", "layer", "index"])}
+    )
+    config = config_of(data, share_passes=0, singles="heads", grafts="none", sets="model", forecast=True, compared=str(wrong),
+                       sets_on={"agree": ("A", "B"), "conflict": ("B", "wrong-1 A")})  # fmt: skip
     run(config, tmp_path / "run", page=False)
+    recorded = read_run(tmp_path / "run").sets
+    assert set(recorded.loc[recorded["set"] == "wrong-1 A", "probe"]) == {"conflict"}
     found = read_run(tmp_path / "run").forecasts.astype({"probe": str, "set": str}).set_index(["probe", "set"])
     assert set(found.index) == {("agree", "A"), ("agree", "B"), ("conflict", "B")}
-    expected = forecast_of(config).sets.set_index(["probe", "set"])
+    expected = forecast_of(config, compared=False).sets.set_index(["probe", "set"])
     for key in found.index:
         for column in ("influence", "strengthening"):
             assert found.loc[key, column] == pytest.approx(expected.loc[key, column], rel=1e-4) != 0

@@ -93,7 +93,7 @@ def run(
 
 def _forecast(config: RunConfig) -> pd.DataFrame:
     """What the first step would strengthen: named sets, each on the probe sets that it belongs to."""
-    found = forecast_of(config.model_copy(update={"compared": None}), top=0).sets
+    found = forecast_of(config, top=0, compared=False).sets
     if config.sets_on is None:
         return found
     pairs = zip(found["probe"], found["set"], strict=True)

@@ -24,13 +24,14 @@ STEPS = (1, 5, 20)  # of a recorded run, those at which a forecast is compared w
 FILE = "forecast.json"
 
 
-def forecast_of(config: RunConfig, *, top: int = 8, progress: bool = False) -> Forecast:
+def forecast_of(config: RunConfig, *, top: int = 8, compared: bool = True, progress: bool = False) -> Forecast:
     """What the first step of a run's own training, on its first batch, would do to its probe sets, sets and top components.
 
     Args:
         config: of the run. Its settings of recording are checked, and have no effect but for kinds, layers and heads, of
             which the top components are taken.
         top: as `updates.forecast.forecast`.
+        compared: foretell compared sets too.
         progress: show bars.
 
     Raises:
@@ -48,9 +49,10 @@ def forecast_of(config: RunConfig, *, top: int = 8, progress: bool = False) -> F
         step = first_step(lambda: config.training.build(setting).train(), given.model)
     components = Components(plain(given.model))
     among = components.table[Selection(config.kinds, config.layers, config.heads).mask(components)]
-    sets = {**given.sets, **given.compared}
+    others = given.compared if compared else {}
+    sets = {**given.sets, **others}
     if config.sets_on is not None:
-        wanted = {name for names in config.sets_on.values() for name in names} | set(given.compared)
+        wanted = {name for names in config.sets_on.values() for name in names} | set(others)
         sets = {name: members for name, members in sets.items() if name in wanted}
     return from_step(
         components, step, given.tokenizer, given.probes, sets=sets, top=top, among=among,
