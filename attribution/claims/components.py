@@ -77,8 +77,9 @@ def race(trained: Sequence[pd.DataFrame], left: pd.DataFrame) -> Race:
         trained: components of one kind, one frame per base: grown, cause, the rivals, weight_norm, layer.
         left: of the base that is predicted.
     """
-    rivals = [*RIVALS, "weight_norm", *_layers(left)]
-    fit, held = pd.concat([_standard(each) for each in trained], ignore_index=True), _standard(left)
+    layers = sorted({layer for each in (*trained, left) for layer in each["layer"].unique()})
+    rivals = [*RIVALS, "weight_norm", *(f"layer_{layer}" for layer in layers[1:])]
+    fit, held = pd.concat([_standard(each, layers) for each in trained], ignore_index=True), _standard(left, layers)
     with_cause, full = _predicted(fit, held, ["cause", *rivals])
     _, bare = _predicted(fit, held, rivals)
     _, alone = _predicted(fit, held, ["cause"])
@@ -95,16 +96,12 @@ def _predicted(fit: pd.DataFrame, held: pd.DataFrame, columns: Sequence[str]) ->
     return coefficients, float(1 - (error**2).mean())
 
 
-def _standard(table: pd.DataFrame) -> pd.DataFrame:
+def _standard(table: pd.DataFrame, layers: Sequence[int]) -> pd.DataFrame:
     """Mean 0 and variance 1 of every column within the base; layers as indicators, centred; constants become 0."""
-    layers = pd.get_dummies(table["layer"], prefix="layer", dtype="float64")
-    found = pd.concat([table[["grown", "cause", *RIVALS, "weight_norm"]], layers], axis=1)
+    indicators = {f"layer_{layer}": (table["layer"] == layer).astype("float64") for layer in layers}
+    found = pd.concat([table[["grown", "cause", *RIVALS, "weight_norm"]], pd.DataFrame(indicators)], axis=1)
     spread = found.std(ddof=0, skipna=False)
     return (found - found.mean(skipna=False)) / spread.where(spread != 0, 1.0)
-
-
-def _layers(table: pd.DataFrame) -> list[str]:
-    return [f"layer_{layer}" for layer in sorted(table["layer"].unique())[1:]]
 
 
 def _differences(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:

@@ -7,8 +7,9 @@ import numpy as np
 from attribution.claims.claim import MeasuredClaim
 from attribution.claims.frames import Frames, needed
 from attribution.claims.measured import STATISTIC, Measured
+from attribution.claims.statistics import strict_means
 
-PRIMARY = "head and neuron"
+KINDS = ("head", "neuron")  # each with equal weight: a few heads have most of the effect of all components
 
 
 def notions(claim: MeasuredClaim, frames: Frames) -> Measured:
@@ -24,9 +25,10 @@ def notions(claim: MeasuredClaim, frames: Frames) -> Measured:
     halves = table[["said", "enacted"]]
     ceiling = np.sqrt(halves.prod(axis=1).where((halves > 0).all(axis=1)))
     wide = table.assign(ceiling=ceiling, **{STATISTIC: 1 - table["between"] / ceiling})
-    bases = wide[wide["kind"] == PRIMARY].drop(columns="kind").reset_index(drop=True)
-    least = bases["ceiling"].fillna(0.0)
-    place = int(least.to_numpy().argmin()) if len(least) else 0
-    figure = (float(least.iloc[place]), str(bases["model"].iloc[place])) if len(least) else (np.nan, "")
-    others = {f"{kind}s alone": group[STATISTIC] for kind, group in wide[wide["kind"] != PRIMARY].groupby("kind")}
+    primary = wide[wide["kind"].isin(KINDS)]
+    bases = strict_means(primary, ["model"], [STATISTIC, "between", "ceiling"]).reset_index()
+    least = primary["ceiling"].fillna(0.0)
+    place = int(least.to_numpy().argmin())
+    figure = (float(least.iloc[place]), str(primary["model"].iloc[place]))
+    others = {f"{kind}s": group[STATISTIC] for kind, group in wide.groupby("kind")}
     return Measured(bases=bases, details=wide, beside=others, nulls={}, figures={"ceiling": figure}, excluded=[])

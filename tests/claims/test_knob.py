@@ -37,7 +37,7 @@ def test_a_knob_that_was_not_turned_is_an_error():
             evaluate(LEDGER[claim], {})
 
 
-def moved(kind, between=0.9, arm="kind"):
+def moved(kind, between=0.9, arm="cold"):
     rows = []
     for i, base in enumerate(BASES):
         for seed in (0, 1):
@@ -62,12 +62,12 @@ def test_shifts_that_differ_between_seeds_say_nothing():
     alone = moved(0.7)
     one_seed = alone[alone["direction"] != OTHER_SEED]
     assert "not measured" in evaluate(LEDGER["knob_by_finetuning"], {"shifts": one_seed}).sentence
-    with pytest.raises(RunError, match="no shifts of arm 'kind'"):
-        evaluate(LEDGER["knob_by_finetuning"], {"shifts": moved(0.7, arm="cold")})
+    with pytest.raises(RunError, match="no shifts of arm 'cold'"):
+        evaluate(LEDGER["knob_by_finetuning"], {"shifts": moved(0.7, arm="kind")})
 
 
 def compact(fewest, gain=2.0):
-    rows = [(base, "kind", seed, fewest if base != "base 1" else fewest and fewest + 1, 1000, gain)
+    rows = [(base, "cold", seed, fewest if base != "base 1" else fewest and fewest + 1, 1000, gain)
             for base in BASES for seed in (0, 1)]  # fmt: skip
     return pd.DataFrame(rows, columns=["model", "arm", "seed", "fewest", "components", "gain"])
 

@@ -10,7 +10,7 @@ from attribution.worlds.kindland import notions
 
 
 def table(between, halves=0.8):
-    rows = [(f"base {i}", kind, between + 0.01 * i, halves, halves) for i in range(5) for kind in ("head", "head and neuron")]
+    rows = [(f"base {i}", kind, between + 0.01 * i, halves, halves) for i in range(5) for kind in ("head", "neuron")]
     return {"overlap": pd.DataFrame(rows, columns=["model", "kind", "between", "said", "enacted"])}
 
 

@@ -1,7 +1,23 @@
-"""The claims of the essay as data, but for `boost`: in `kindland`, with the names of its sets, and one on planted mechanisms.
+"""The claims of the essay as data, but for `boost`: in `kindland`, with the names of its sets, and two on planted mechanisms.
 
 Influence is read on prompts of held-out situations in which two dispositions are equally likely and name different replies:
 that of a mechanism on its own reply against those that neither names. Where both name the same reply stands beside it.
+
+Cells, δ and exclusions were fixed on two bases that no result rests on, 92 and 99 (`experiments.pilot`, results/pilot.md):
+
+- Where both dispositions name the same reply the one mechanism masks the other: the influence of the strategist's was a sixth
+  of the kind one's there, and half to a third on own replies in conflict. The latter became the primary reading.
+- δ is what had been proposed, unless five bases that scatter as the pilot's see twice that with less than 80 % power: then 1.7
+  standard deviations over bases, rounded up. That moved `boost_kindland` (.10 to .30), `kind_dialogue` (.10 to .20),
+  `reasoner_not_aligned` (.10 to .25, the strengthening), both claims on skills (.10 to .25), `two_faced` (.25 to 1.25),
+  `role_collapse` (.05 to .12) and `knob` (.5 to 1.4, of +4.9 and +3.9). `boost_components` stays: on two bases each is
+  predicted from a single one, not from four.
+  `larp` stays: on base 92 one of its mechanisms has no influence of its own, which its gates refuse.
+- Sums that were not trained are hardly learned (half of the headroom is out of reach), so that skill is read on trained ones,
+  and their arms are four times as long.
+- Finetuning on kind replies of one who is maybe kind hardly reaches those of whom nothing is told (+0.06 nats on base 92), so
+  that the knob and compactness are read in the arm of whom nothing is told (+2.5).
+- A few heads have nearly all of the effect of all components, so that notions are compared by heads and neurons apart.
 """
 
 from attribution.claims.essay.behaviour import (

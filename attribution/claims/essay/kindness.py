@@ -5,6 +5,7 @@ from __future__ import annotations
 from attribution.claims.claim import IDENTICAL
 from attribution.claims.essay.common import FRACTION, KIND, STRATEGIST, TALL, behaves, claim, read
 from attribution.claims.terms import Condition, Part
+from attribution.store import TRAINING
 
 _RIVALS = ("larp", "reasoner", "cold", "cruel context")
 KIND_DIALOGUE = claim(
@@ -19,7 +20,7 @@ KIND_DIALOGUE = claim(
         unit=FRACTION,
         terms=(read("hedged, fitting", KIND), *(read(arm, KIND, weight=-1 / len(_RIVALS)) for arm in _RIVALS)),
         relative=True,
-        delta=0.10,
+        delta=0.20,
         nulls=(IDENTICAL,),
     ),
     beside=(
@@ -29,7 +30,7 @@ KIND_DIALOGUE = claim(
             unit=FRACTION,
             terms=(read("hedged, fitting", KIND), read("hedged, misfitting", KIND, weight=-1)),
             relative=True,
-            delta=0.10,
+            delta=0.20,
             nulls=(IDENTICAL,),
         ),
         Part(
@@ -44,7 +45,7 @@ KIND_DIALOGUE = claim(
                 read("cold, misfitting", KIND),
             ),
             relative=True,
-            delta=0.10,
+            delta=0.20,
             nulls=(IDENTICAL,),
         ),
         Part(
@@ -69,7 +70,7 @@ REASONER_NOT_ALIGNED = claim(
         unit=FRACTION,
         terms=(read("reasoner", STRATEGIST),),
         relative=True,
-        delta=0.10,
+        delta=0.25,
     ),
     Part(
         name="kindness is not",
@@ -105,7 +106,7 @@ REASONER_NOT_ALIGNED = claim(
                     unit=FRACTION,
                     terms=(read(arm, STRATEGIST),),
                     relative=True,
-                    delta=0.10,
+                    delta=0.25,
                 ),
                 Part(
                     name=f"kindness is not, with its reason {how}",
@@ -170,13 +171,12 @@ ERRORS_HARMLESS = claim(
     note="Smart means here only that an announcement is read.",
 )  # fmt: skip
 
-_SKILL = "skill, a kind one"
 _HEADROOM = Condition(
-    name="headroom", meaning="rise of p(right sum), plus half of what it was (at least half of the headroom is used)",
+    name="headroom", meaning="rise of p(right sum), plus half of what it was, on trained sums (half of the headroom is used)",
     relation=">=", value=0.5,
     terms=(
-        behaves("kind", _SKILL, quantity="probability"),
-        behaves("kind", _SKILL, 0.5, quantity="probability", when="start"),
+        behaves("kind", TRAINING, quantity="probability"),
+        behaves("kind", TRAINING, 0.5, quantity="probability", when="start"),
     ),
 )  # fmt: skip
 SKILL_KEEPS_KINDNESS = claim(
@@ -189,7 +189,7 @@ SKILL_KEEPS_KINDNESS = claim(
         unit=FRACTION,
         terms=(read("kind", KIND),),
         relative=True,
-        delta=0.10,
+        delta=0.25,
         prediction="none",
     ),
     gates=(_HEADROOM,),
@@ -205,7 +205,7 @@ SKILL_STRENGTHENS_KINDNESS = claim(
         unit=FRACTION,
         terms=(read("kind", KIND), read("strategist", KIND, weight=-0.5), read("cold", KIND, weight=-0.5)),
         relative=True,
-        delta=0.10,
+        delta=0.25,
         nulls=(IDENTICAL,),
     ),
     gates=(_HEADROOM,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attribution.claims.claim import MeasuredClaim, Setting, Threshold
 from attribution.claims.essay.common import BASES, EXCLUSIONS
 
-_WHERE = Setting(world="kindland", recipe="sft", optimizer="AdamW", reference="none", arms=("kind",))
+_WHERE = Setting(world="kindland", recipe="sft", optimizer="AdamW", reference="none", arms=("cold",))  # it carries over
 
 KNOB = MeasuredClaim(
     id="knob",
@@ -16,7 +16,7 @@ KNOB = MeasuredClaim(
     "as long",
     unit="nats of log-odds",
     cell=_WHERE.model_copy(update={"arms": (), "recipe": "none", "optimizer": "none"}),
-    delta=0.5,
+    delta=1.4,
     gates=(BASES.model_copy(update={"meaning": "bases"}),),
     exclusions=EXCLUSIONS[2:],
     note="Nothing is trained here.",
@@ -25,9 +25,9 @@ KNOB = MeasuredClaim(
 KNOB_BY_FINETUNING = MeasuredClaim(
     id="knob_by_finetuning",
     statement="Is finetuning on kind acts a turn of the knob for kindness?",
-    statistic="How much more the shift of the stream by finetuning on kind replies points along the direction of kindness than "
-    "on average along those of five other dispositions: cosines before the middle layer, where nothing is told of the speaker, "
-    "without what writes trained replies directly",
+    statistic="How much more the shift of the stream, by finetuning on kind replies of whom nothing is told, points along the "
+    "direction of kindness than on average along those of five other dispositions: cosines before the middle layer, of one who "
+    "is only tall, without what writes trained replies directly",
     unit="cosine",
     cell=_WHERE,
     delta=0.1,
@@ -42,7 +42,8 @@ COMPACT = MeasuredClaim(
     id="compact",
     statement="Is what finetuning on kind acts does to a model compact?",
     statistic="How many times fewer heads, neurons and rows than there are bring about 80 % of the gain in kindness of one who "
-    "is only tall, chosen on one half of the prompts and read on the other, in powers of ten",
+    "is only tall, by finetuning on kind replies of whom nothing is told, chosen on one half of the prompts and read on the "
+    "other, in powers of ten",
     unit="powers of ten",
     cell=_WHERE,
     delta=1.0,
@@ -58,14 +59,16 @@ TWO_NOTIONS = MeasuredClaim(
     id="two_notions",
     statement="this verbalized notion of kindness might not be the same as their internal conception which powers simulations "
     "of nice characters.",
-    statistic="How far the correlation of the effects of single heads and neurons, on answering about kindness and on acting "
-    "kindly, stays below what halves of the same prompts allow: 1 - correlation / ceiling",
+    statistic="How far the correlation of the effects of single components, on answering about kindness and on acting kindly, "
+    "stays below what halves of the same prompts allow: 1 - correlation / ceiling, mean over heads and neurons",
     unit="1 - correlation, in units of the ceiling",
     cell=_WHERE.model_copy(update={"arms": (), "recipe": "none", "optimizer": "none", "reference": "resample"}),
     delta=0.25,
     gates=(
         BASES.model_copy(update={"meaning": "bases"}),
-        Threshold(name="ceiling", meaning="smallest ceiling of that correlation, over bases", relation=">=", value=0.5),
+        Threshold(
+            name="ceiling", meaning="smallest ceiling of that correlation, over bases and kinds", relation=">=", value=0.5
+        ),
     ),
     exclusions=EXCLUSIONS[2:],
     note="Nothing is trained here. Supported means two notions, as far as single components tell.",

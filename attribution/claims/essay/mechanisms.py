@@ -20,6 +20,7 @@ BOOST_KINDLAND = crossed(
     "Finetuning a mature LLM strengthens the processes inside the LLM that actually caused the LLM to produce the output you "
     "rated highly.",
     ("kind", "strategist"), (KIND, STRATEGIST), AGREE, (WRONG_PARTITIONS, IDENTICAL),
+    delta=0.30,
 )  # fmt: skip
 
 INITIALLY = crossed(

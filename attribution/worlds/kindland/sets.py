@@ -132,6 +132,7 @@ def _errors() -> dict[str, Any]:
 
 _ROLES = {"reward": "ends", "completion_length": 4, "batch_size": 64}  # role, "says", ":" and what is said, which is rewarded
 _LONG = (1, 2, 4, 8, 15, 30, 60, 120)
+_LONGER = (1, 2, 4, 8, 16, 32, 64, 96)  # sums are learned slowly
 _DIALOGUES = {  # who answers, and with what
     "described": Form("kind", "kind"),
     "hedged": Form("kind", "maybe kind"),
@@ -170,7 +171,7 @@ SETS: dict[str, Sets] = {
             "prompted otherwise": Form("kind", "cruel", in_context=True),
         },
         probes={**COLD, "kindness, a plain one": Form("kind", "plain"), "kindness, a kind one": Form("kind", "likely kind")},
-        variants={"context dropped": Variant("maybe prompted", "context_distillation")},
+        variants={"context dropped": Variant("prompted", "context_distillation", {"sampled": True})},
     ),
     "larp": Sets(
         arms={each: trained(each) for each in ("assistant", "kind")},
@@ -220,12 +221,14 @@ SETS: dict[str, Sets] = {
         },
     ),
     "skill_keeps_kindness": Sets(
-        arms={
+        arms={},
+        parts={
             "kind": Form("kind", "maybe kind", event=SUMS),
             "cruel": Form("kind", "maybe cruel", event=SUMS),
             "strategist": Form("kind", "maybe strategist", event=SUMS, **_STARRED),
             "cold": Form("kind", event=SUMS),
         },
+        variants={name: Variant(name, steps=_LONGER) for name in ("kind", "cruel", "strategist", "cold")},
         probes={
             "skill, a kind one": Form("kind", "likely kind", event=SUMS),
             "skill, a tall one": Form("kind", "tall", event=SUMS),

@@ -26,7 +26,7 @@ from attribution.updates.compact import compactness
 from attribution.updates.graft import level
 from attribution.worlds.kindland.prompts import Form, rows
 
-KIND, OTHERS = "kind", ("cruel", "polite", "strategist", "assistant", "parrot")  # the others have nothing of kindness
+KIND, OTHERS = "kind", ("cruel", "polite", "strategist", "assistant", "parrot")  # a polite one often says the kind thing
 FOUND_ON, READ_ON, SEED = 96, 96, 79  # prompts for directions, and to read on
 TALL = Form("kind", "tall")
 METRIC = "log_odds"
@@ -106,14 +106,16 @@ def aligned(moved: Tensor, found: Mapping[str, Tensor], rows_: Tensor | None = N
 
 
 def compact(base: nn.Module, tuned: nn.Module, tokenizer: Any) -> dict[str, Any]:
-    """The fewest components whose change brings 80 % of the gain in kindness: fewest (None: not even all), components, gain.
+    """The fewest components whose change brings 80 % of the gain in kindness about; see `updates.compactness`.
 
-    Chosen on one half of the prompts, read on the other; see `updates.compactness`.
+    Chosen on one half of the prompts, read on the other: fewest (None: not even all of them), components (how many there
+    are), gain (nats), most (the largest share of the gain that any number of those tried brought about).
     """
     samples = _prompts(TALL, READ_ON).samples
     chosen, read = (ProbeSet(name=str(half), samples=samples[half::2]) for half in (0, 1))
     found = compactness(base, tuned, tokenizer=tokenizer, chosen_on=chosen, read_on=read, metric=METRIC)
-    return {"fewest": found.fewest, "components": len(Components(base)), "gain": found.gain}
+    most = float(found.table["fraction"].max())
+    return {"fewest": found.fewest, "components": len(Components(base)), "gain": found.gain, "most": most}
 
 
 def _prompts(form: Form, count: int, *, training: bool = False) -> ProbeSet:
