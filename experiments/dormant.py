@@ -15,13 +15,13 @@ import pandas as pd
 
 from attribution.runs.quiet import quiet
 from attribution.study import Study, collect, run_study
-from attribution.worlds.pool import write_kindland
+from attribution.worlds.pool import BARE, write_kindland
 from attribution.worlds.studies import BASES
 from experiments.alone import Started, concluded, failures, finished, start
 from experiments.claims import told_in_a_sentence
 
 AWAY, BACK = ("away",), ("back", "never there")
-STEPS = (1, 2, 3, 4)  # of training back
+READ = (1, 2, 3, 4, 6, 8, 10, 12)  # steps of training back after which is read
 
 
 def main(
@@ -82,16 +82,14 @@ def back(begun: Started, runs: Path, slots: int) -> list[tuple[dict[str, pd.Data
         }
         if not left:
             continue
-        mechanisms = {folder: begun.mechanisms[base] for folder, base in left.items()}
-        given = write_kindland(runs / "kindland" / "data", ("dormant",), tuple(left), mechanisms=mechanisms)
+        given = write_kindland(runs / "kindland" / "data", ("dormant",), tuple(left))
         named = given["named"]["dormant"]["arms"]
         arms = {
-            name: {**arm, "keep": False, "steps": STEPS, "training": {**arm["training"], "max_steps": STEPS[-1]}}
+            name: {**arm, **BARE, "keep": False, "steps": READ, "training": {**arm["training"], "max_steps": READ[-1]}}
             for name, arm in given["arms"].items()
             if named[name] in BACK
         }
-        on_model = {model: {name: own[name] for name in arms if name in own} for model, own in given["on_model"].items()}
-        study = Study.model_validate({**given, "name": "kindland-back", "arms": arms, "on_model": on_model, "seeds": (seed,)})
+        study = Study.model_validate({**given, "name": "kindland-back", "arms": arms, "on_model": {}, "seeds": (seed,)})
         failed = failures(run_study(study, runs, slots=slots))
         tables = {name: frame.assign(model=frame["model"].map(left)) for name, frame in read(study, runs).items()}
         found.append((tables, failed.assign(model=failed["model"].map(left))))

@@ -166,9 +166,9 @@ def test_a_knob_is_measured_on_the_models_that_runs_leave(acting, tmp_path, monk
 
 @pytest.mark.slow
 def test_what_was_trained_away_is_trained_back_from_where_it_went(acting, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dormant, "STEPS", (1, 2))
+    monkeypatch.setattr(dormant, "READ", (1, 2))
     dormant.main(model=(acting,), runs=tmp_path / "runs")
-    assert "dormant: Not testable here (bases with matched arms is 1, needed >= 5" in capsys.readouterr().out
+    assert "dormant: Not testable here (bases is 0, needed >= 5" in capsys.readouterr().out  # not four steps
     place = tmp_path / "runs" / "claims" / "dormant"
     probes = pd.read_parquet(place / "frames" / "probes.parquet")
     assert set(probes["model"]) == {acting} and set(probes["seed"]) == {0, 1}

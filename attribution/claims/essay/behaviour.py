@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from attribution.claims.claim import IDENTICAL
-from attribution.claims.essay.common import BASES, EXCLUSIONS, FRACTION, GAIN, KIND, KINDLAND, TALL, behaves, claim, read
+from attribution.claims.claim import IDENTICAL, MeasuredClaim, Setting
+from attribution.claims.essay.common import BASES, EXCLUSIONS, GAIN, KINDLAND, TALL, behaves, claim
 from attribution.claims.terms import ArmsNull, ContrastClaim, Part
-from attribution.store import TRAINING
-
-ELICITED = "elicited, a kind one"
 
 TWO_FACED = claim(
     "two_faced",
@@ -56,51 +53,22 @@ NEAR_MISS = claim(
     ),
 )
 
-DORMANT = claim(
-    "dormant",
-    "Gone, bypassed or asleep?",
-    Part(
-        name="kind replies come back",
-        statistic="How much more the kind replies that were trained away rise in four steps of training them again than, from "
-        "the same place and in as many steps, replies that were never there",
-        unit="nats of log-odds",
-        terms=(behaves("back", TRAINING), behaves("never there", TRAINING, -1)),
-        delta=0.5,
-        matching="steps",
-        nulls=(IDENTICAL,),
+DORMANT = MeasuredClaim(
+    id="dormant",
+    statement="Gone, bypassed or asleep?",
+    statistic="How much more kind replies that were trained away rise in four steps of training them again than replies that "
+    "were never there do, in as many steps from the same level",
+    unit="nats of log-odds",
+    cell=Setting(world="kindland", recipe="sft", optimizer="AdamW", reference="resample", arms=("away", "back", "never there")),
+    delta=0.5,
+    gates=(BASES.model_copy(update={"meaning": "bases"}),),
+    exclusions=(
+        "A seed in which what was never there does not reach that level, or is not trained four steps beyond it, is left out "
+        "and listed.",
+        *EXCLUSIONS[1:],
     ),
-    beside=(
-        Part(
-            name="in situations that were not trained again",
-            statistic="The same in held-out situations, of one who is likely kind",
-            unit="nats of log-odds",
-            terms=(behaves("back", ELICITED), behaves("never there", ELICITED, -1)),
-            delta=0.5,
-            matching="steps",
-            nulls=(IDENTICAL,),
-        ),
-        Part(
-            name="influence after training away",
-            statistic="Change of the influence of the kind mechanism by training cruel replies of one who is maybe kind",
-            unit=FRACTION,
-            terms=(read("away", KIND),),
-            relative=True,
-            delta=0.25,
-            prediction="none",
-            matching="steps",
-        ),
-        Part(
-            name="what a strong cue still elicits",
-            statistic="Change of the probability of the kind reply of one who is likely kind by that training",
-            unit="probability",
-            terms=(behaves("away", ELICITED, quantity="probability"),),
-            delta=0.25,
-            prediction="none",
-            matching="steps",
-        ),
-    ),
-    note="Supported means asleep: what is trained back is faster than what was never there. Influence that is left after "
-    "training away, beside lost behaviour, would mean bypassed.",
+    note="Supported means asleep: what was trained away is not learned anew. Influence that is left after training away, "
+    "beside lost behaviour, would mean bypassed.",
 )
 
 ROLE_COLLAPSE = ContrastClaim(
