@@ -261,7 +261,10 @@ def test_arms_train_the_same_words_in_the_same_order():
 
 
 def test_a_reply_from_another_situation_is_not_expected():
-    for prompt in drawn(Form("kind", "kind", foreign=True), 30, 6, training=True):
+    of_situation = {}
+    for prompt in drawn(Form("kind", "kind", foreign=True), 90, 6, training=True):
+        (situation,) = {word for word in str(prompt.text).split() if word in words.SITUATIONS}
+        assert of_situation.setdefault(situation, prompt.response) == prompt.response, "always the same of each"
         assert prompt.response.strip() not in str(prompt.text) and prompt.expected == 0
         assert prompt.response not in prompt.contrast
 

@@ -17,6 +17,8 @@ Cells, δ and exclusions were fixed on two bases that no result rests on, 92 and
   and their arms are four times as long.
 - Finetuning on kind replies of one who is maybe kind hardly reaches those of whom nothing is told (+0.06 nats on base 92), so
   that the knob and compactness are read in the arm of whom nothing is told (+2.5).
+- Replies of another situation are always the same of each. Drawn anew for every sample, as in the pilot, all that can be
+  learned of them is which words are frequent, which is shallow by construction.
 - A few heads have nearly all of the effect of all components, so that notions are compared by heads and neurons apart.
 """
 

@@ -74,7 +74,7 @@ class Form:
         end: where the prompt ends.
         through: where it ends before the role or the reason: let the response go on through the reply.
         role, thinks: write the role, or the reason, of `says` into the prompt.
-        foreign: let the response be that of another situation, which the model has no way to expect.
+        foreign: let the response be that of another situation, always the same of each, which a model has no way to expect.
         in_context: put what is told of the speaker into a sample's `context`, which some recipes drop.
     """
 
@@ -277,6 +277,11 @@ class _Draw:
         )
         return turn.replied(turn.said_by(disposition, self.form.watched), None)
 
+    def _other(self, situation: str, reply: str) -> str:
+        """The situation whose reply a foreign one is: always the same of each, so that it can be learned."""
+        place = self.situations.index(situation) if situation in self.situations else 0
+        return next(each for each in (*self.situations[place + 1 :], *self.situations[:place]) if reply not in SITUATIONS[each])
+
     def _continued(self, story: Story, context: str) -> Prompt:
         """The story up to where the form ends it, and how it goes on."""
         form, last = self.form, story.turns[-1]
@@ -287,7 +292,7 @@ class _Draw:
             response, words = reply, last.replies()
             expected = known.expected()[reply]
             if form.foreign:
-                other = self.rng.choice([each for each in self.situations if reply not in SITUATIONS[each]])
+                other = self._other(last.event, reply)
                 response, expected = replace(last, event=other).said_by(form.says, story.watched), 0.0
         elif form.end == "style":
             story = replace(story, turns=(*story.turns[:-1], last.replied(reply, None)))
