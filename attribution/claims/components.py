@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from attribution.claims.claim import IDENTICAL, MeasuredClaim
+from attribution.claims.families import family
+from attribution.claims.finding import INTERVAL, interval_row
 from attribution.claims.frames import Frames, needed
 from attribution.claims.measured import STATISTIC, Measured, interval_of
 from attribution.claims.statistics import strict_means
@@ -67,7 +69,25 @@ def components(claim: MeasuredClaim, frames: Frames) -> Measured:
         nulls={IDENTICAL: Null(interval_of(claim, identical), "" if len(identical) else "it needs two seeds of an arm")},
         figures={},
         excluded=[],
+        explored=_explored(claim, differences),
     )
+
+
+def _explored(claim: MeasuredClaim, differences: pd.DataFrame) -> pd.DataFrame:
+    """Which layers' heads and neurons grew more in the one arm than in the other, with the error over all layers of a kind."""
+    rows = []
+    for kind in KINDS:
+        of_kind = differences[differences["kind"] == kind]
+        wide = strict_means(of_kind, ["model", "layer"], ["grown"])["grown"].unstack("layer").dropna()
+        if len(wide) < 2:
+            continue
+        tests = family(wide)
+        for layer, test in zip(wide, tests.to_dict("records"), strict=True):
+            found = interval_of(claim, wide[layer])
+            said = f"exploratory: p {test['p']:.2g}, {test['p_family']:.2g} over all layers (max-T), q {test['q']:.2g}"
+            where = (f"{kind}s of layer {layer}, growth in {claim.cell.arms[0]} less {claim.cell.arms[1]} (nats)", "steps")
+            rows.append((*where, claim.cell.reference, *interval_row(found), "", "", said))
+    return pd.DataFrame(rows, columns=["reading", "matching", "reference", *INTERVAL, "verdict", "note", "why"])
 
 
 def race(trained: Sequence[pd.DataFrame], left: pd.DataFrame) -> Race:

@@ -31,6 +31,7 @@ class Measured(NamedTuple):
         nulls: the same statistic where nothing should show, by name.
         figures: what gates may name: the worst value, and where it was found.
         excluded: one sentence for what was left out.
+        explored: further rows of `secondary`, to which no verdict belongs.
     """
 
     bases: pd.DataFrame
@@ -39,6 +40,7 @@ class Measured(NamedTuple):
     nulls: Mapping[str, Null]
     figures: Mapping[str, tuple[float, str]]
     excluded: list[str]
+    explored: pd.DataFrame | None = None
 
 
 def measured_finding(claim: MeasuredClaim, measured: Measured, frames: Frames) -> Finding:
@@ -67,7 +69,7 @@ def measured_finding(claim: MeasuredClaim, measured: Measured, frames: Frames) -
         gates=gate_table(gates),
         parts=measured.bases,
         pairs=measured.details,
-        secondary=_secondary(claim, measured.beside),
+        secondary=_secondary(claim, measured),
         null_table=_nulls(claim, nulls),
         partitions=pd.DataFrame(columns=["model", "partition"]),
         recruitment=pd.DataFrame(columns=RECRUITMENT),
@@ -87,13 +89,16 @@ def _verdict(claim: MeasuredClaim, estimate: Interval, nulls: Mapping[str, Null]
     return decide(estimate, claim.delta, nulls, gates, claim.nulls)
 
 
-def _secondary(claim: MeasuredClaim, beside: Mapping[str, pd.Series]) -> pd.DataFrame:
+def _secondary(claim: MeasuredClaim, measured: Measured) -> pd.DataFrame:
     rows = []
-    for name, values in beside.items():
+    for name, values in measured.beside.items():
         found = interval_of(claim, values)
         verdict = _verdict(claim.model_copy(update={"nulls": ()}), found, {}, [])
         rows.append((name, "steps", claim.cell.reference, *interval_row(found), verdict.word, verdict.note, verdict.why))
-    return pd.DataFrame(rows, columns=["reading", "matching", "reference", *INTERVAL, "verdict", "note", "why"])
+    found = pd.DataFrame(rows, columns=["reading", "matching", "reference", *INTERVAL, "verdict", "note", "why"])
+    if measured.explored is None or measured.explored.empty:
+        return found
+    return pd.concat([found, measured.explored[list(found)]], ignore_index=True)
 
 
 def _nulls(claim: MeasuredClaim, nulls: Mapping[str, Null]) -> pd.DataFrame:

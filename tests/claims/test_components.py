@@ -53,7 +53,9 @@ def test_growth_that_follows_causes_is_seen_and_its_size_is_right():
     assert found.estimate.mean == pytest.approx(signal / (signal + noise), abs=0.04)
     assert found.verdict == "supported" and len(found.pairs) == 12 and set(found.pairs["kind"]) == {"head", "neuron"}
     assert found.pairs["alone"].mean() > 0.1 and found.nulls["identical arms"].inside(CLAIM.delta)
-    assert set(found.secondary["reading"]) == {"supporters", "opposers", "heads alone", "neurons alone"}
+    explored = found.secondary["verdict"] == ""
+    assert set(found.secondary.loc[~explored, "reading"]) == {"supporters", "opposers", "heads alone", "neurons alone"}
+    assert explored.any() and found.secondary.loc[explored, "why"].str.contains("over all layers").all()
     assert found.to_dict()["parts"][0].keys() >= {"model", "statistic"}
 
 
