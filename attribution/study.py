@@ -244,7 +244,7 @@ def conclude(
     for name, frame in frames.items():
         write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
     findings, not_judged = judge(study.claims, {**frames, **(known or {})}, study.named, _failures(failed or {}))
-    runs = [_told(job, place) for job in jobs(study, root)]
+    runs = [listed(job, place) for job in jobs(study, root)]
     told = {"arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds), "runs": runs}
     return write_study(place, study.name, findings, not_judged=not_judged, unfit=unfit, versions=versions(), **told)
 
@@ -319,8 +319,8 @@ def judge(
     return findings, reasons
 
 
-def _told(job: Job, place: Path) -> dict[str, Any]:
-    """One run as study.json lists it; seconds are those from the start of its training to its end."""
+def listed(job: Job, place: Path) -> dict[str, Any]:
+    """One run as study.json in this directory lists it; seconds are those from the start of its training to its end."""
     begun = (job.path / "status.json").exists()
     status = read_run(job.path).status if begun else {"state": "not run"}
     result = read_run(job.path).result if begun else None

@@ -5,7 +5,7 @@ A script puts its tables into a directory of frames, from which `judged` compute
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from attribution.mechanisms import FILE
 from attribution.models import locate
 from attribution.reports import study_report
 from attribution.store import is_finished, read_json, write_atomic
-from attribution.study import Job, Study, jobs, run_study, write_study
+from attribution.study import Job, Study, jobs, listed, run_study, write_study
+from attribution.updates.provenance import versions
 from attribution.worlds.pool import write_kindland
 from experiments.claims import discovered, not_testable, table
 
@@ -68,6 +69,7 @@ def concluded(
     frames: Mapping[str, pd.DataFrame],
     *,
     name: str,
+    rests_on: Iterable[Job] = (),
     failed: pd.DataFrame | None = None,
     unfit: Mapping[str, str] | None = None,
     **told: Sequence[Any],
@@ -79,6 +81,7 @@ def concluded(
         claims: ids.
         frames: what was measured, by name.
         name: of the page.
+        rests_on: the runs behind the tables.
         failed: columns model, arm, seed, reason.
         unfit: by model that was left out, the reason.
         told: arms, models and seeds.
@@ -87,7 +90,9 @@ def concluded(
     for each, frame in given.items():
         write_atomic(place / "frames" / f"{each}.parquet", frame.to_parquet(index=False, compression="zstd"))
     if frames:
-        write_study(place, name, [evaluate(LEDGER[claim], given).to_dict() for claim in claims], unfit=unfit, **told)
+        findings = [evaluate(LEDGER[claim], given).to_dict() for claim in claims]
+        runs = [listed(job, place) for job in rests_on]
+        write_study(place, name, findings, runs=runs, versions=versions(), unfit=unfit, **told)
     else:
         reason = "not testable here: " + " ".join(f"{model}: {why}." for model, why in (unfit or {}).items())
         write_study(place, name, [], not_judged=dict.fromkeys(claims, reason), unfit=unfit, **told)

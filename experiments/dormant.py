@@ -9,12 +9,13 @@ Beside it the influence of the kind mechanism after training it away, and what a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from attribution.runs.quiet import quiet
-from attribution.study import Study, collect, run_study
+from attribution.study import Study, collect, jobs, run_study
 from attribution.worlds.pool import BARE, write_kindland
 from attribution.worlds.studies import BASES
 from experiments.alone import Started, concluded, failures, finished, start
@@ -49,12 +50,19 @@ def main(
         concluded(place, ("dormant",), {}, name="dormant", unfit=begun.unfit, models=list(model))
         return
     frames = read(begun.study, runs)
-    failed = [failures(begun.failed)]
-    for returned, again in back(begun, runs, slots):
-        frames = {name: pd.concat([frame, returned[name]], ignore_index=True) for name, frame in frames.items()}
-        failed.append(again)
+    failed, rests_on = [failures(begun.failed)], list(jobs(begun.study, runs))
+    for study, left in returning(begun, runs):
+        again = failures(run_study(study, runs, slots=slots))
+        failed.append(again.assign(model=again["model"].map(left)))
+        rests_on += jobs(study, runs)
+        tables = read(study, runs)
+        frames = {
+            name: pd.concat([frame, tables[name].assign(model=tables[name]["model"].map(left))], ignore_index=True)
+            for name, frame in frames.items()
+        }
     told = {"arms": [*AWAY, *BACK], "models": begun.study.models, "seeds": begun.study.seeds}
-    concluded(place, ("dormant",), frames, name="dormant", failed=pd.concat(failed), unfit=begun.unfit, **told)
+    lost = pd.concat(failed, ignore_index=True)
+    concluded(place, ("dormant",), frames, name="dormant", rests_on=rests_on, failed=lost, unfit=begun.unfit, **told)
 
 
 def read(study: Study, runs: Path) -> dict[str, pd.DataFrame]:
@@ -70,10 +78,9 @@ def read(study: Study, runs: Path) -> dict[str, pd.DataFrame]:
     return found
 
 
-def back(begun: Started, runs: Path, slots: int) -> list[tuple[dict[str, pd.DataFrame], pd.DataFrame]]:
-    """Train what is left of every base, seed by seed; tables under the name of the base, and what failed."""
+def returning(begun: Started, runs: Path) -> Iterator[tuple[Study, dict[str, str]]]:
+    """What is to be trained back, seed by seed: the study, and the base of each model that it starts from."""
     assert begun.study is not None
-    found = []
     for seed in begun.study.seeds:
         left = {
             str(folder): str(job.config.model)
@@ -90,10 +97,7 @@ def back(begun: Started, runs: Path, slots: int) -> list[tuple[dict[str, pd.Data
             if named[name] in BACK
         }
         study = Study.model_validate({**given, "name": "kindland-back", "arms": arms, "on_model": {}, "seeds": (seed,)})
-        failed = failures(run_study(study, runs, slots=slots))
-        tables = {name: frame.assign(model=frame["model"].map(left)) for name, frame in read(study, runs).items()}
-        found.append((tables, failed.assign(model=failed["model"].map(left))))
-    return found
+        yield study, left
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from attribution.claims.knob import OTHER_SEED, WHOLE, WITHOUT_ROWS
 from attribution.models import load
 from attribution.runs.quiet import quiet
 from attribution.samples import read_samples
+from attribution.study import jobs
 from attribution.worlds.kindland import shifts
 from attribution.worlds.studies import BASES
 from experiments.alone import concluded, failures, finished, start
@@ -50,8 +51,9 @@ def main(
     begun = start("knob", ARMS, model[:1] if quick else model, 1 if quick else seeds, runs, slots)
     frames = measured(begun.study, runs) if begun.study else {}
     told = {"arms": ARMS, "models": begun.study.models, "seeds": begun.study.seeds} if begun.study else {"models": list(model)}
-    place = out or runs / "claims" / "knob"
-    concluded(place, CLAIMS, frames, name="knob", failed=failures(begun.failed), unfit=begun.unfit, **told)
+    rests_on = jobs(begun.study, runs) if begun.study else ()
+    place, failed = out or runs / "claims" / "knob", failures(begun.failed)
+    concluded(place, CLAIMS, frames, name="knob", rests_on=rests_on, failed=failed, unfit=begun.unfit, **told)
 
 
 def measured(study: Any, runs: Path) -> dict[str, pd.DataFrame]:

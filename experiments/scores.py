@@ -44,7 +44,8 @@ def main(quick: bool = False, runs: Path = Path("runs"), slots: int = 2, out: Pa
     frame = pd.DataFrame(rows, columns=["model", "score", "value"])
     place = out or runs / "claims" / "accuracy"
     told = {"arms": ["A"], "models": list(models), "seeds": [0]}
-    concluded(place, ("accuracy",), {"scores": frame}, name="accuracy", failed=failed, **told)
+    rests_on = jobs(study, runs)
+    concluded(place, ("accuracy",), {"scores": frame}, name="accuracy", rests_on=rests_on, failed=failed, **told)
 
 
 def ablated(name: str, sets: int) -> list[tuple[str, str, float]]:
