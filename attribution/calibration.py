@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import binomtest, nct, t
 
 from attribution.claims.statistics import EQUIVALENCE, t_interval
-from attribution.claims.verdict import SUPPORTED, decide, equivalent
+from attribution.claims.verdict import SUPPORTED, Null, decide, equivalent
 from attribution.errors import ConfigError
 
 STUDIES, NOMINAL = 200, 0.05
@@ -55,6 +55,7 @@ def false_supported(
     *,
     shift: float = 0.0,
     prediction: str = "greater",
+    nulls: Mapping[str, Null] | None = None,
     studies: int = STUDIES,
     seed: int = 0,
 ) -> Rate:
@@ -65,6 +66,8 @@ def false_supported(
         delta: smallest effect of interest.
         shift: added to every value. At a shift of delta the truth lies on the boundary, where a test errs most.
         prediction: greater, or none for a claim of no difference; then values shifted by delta or more are no support.
+        nulls: those that the claim declares, as they were measured, which stand in the way of support as the rule says; with
+            none it is the interval alone that is judged.
         studies: null studies to draw.
         seed: of the draw.
 
@@ -72,7 +75,7 @@ def false_supported(
         ConfigError: fewer than two models, or no studies.
     """
     words = [
-        decide(t_interval(values), delta, {}, []).word
+        decide(t_interval(values), delta, nulls or {}, []).word
         if prediction == "greater"
         else equivalent(t_interval(values, level=EQUIVALENCE), delta).word
         for values in _studies(draws, studies, seed, shift)

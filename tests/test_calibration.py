@@ -6,6 +6,8 @@ import pytest
 from scipy.stats import norm, t
 
 from attribution.calibration import NOMINAL, false_supported, power, seen
+from attribution.claims.statistics import t_interval
+from attribution.claims.verdict import Null
 from attribution.errors import ConfigError
 
 DELTA = 0.1
@@ -71,3 +73,12 @@ def test_what_makes_no_study_is_refused():
         false_supported(draws(models=1), DELTA)
     with pytest.raises(ConfigError, match="power of 1 organisms"):
         power([0.1], 0.1, 1, DELTA)
+
+
+def test_a_null_that_did_not_come_out_null_stands_in_the_way_of_support():
+    draws = pd.DataFrame({"model": list("abcde") * 2, "value": [0.9, 1.0, 1.1, 1.0, 0.95] * 2})
+    assert false_supported(draws, 0.1).rate == 1.0
+    null = Null(t_interval([0.5, 0.6, 0.7]))
+    assert false_supported(draws, 0.1, nulls={"wrong partitions": null}).rate == 0.0
+    quiet = Null(t_interval([0.01, -0.01, 0.0]))
+    assert false_supported(draws, 0.1, nulls={"wrong partitions": quiet}).rate == 1.0
