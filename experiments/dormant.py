@@ -22,7 +22,7 @@ from experiments.alone import Started, concluded, failures, finished, start
 from experiments.claims import told_in_a_sentence
 
 AWAY, BACK = ("away",), ("back", "never there")
-READ = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28)  # steps of training back after which is read
+READ = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44)  # steps of training back after which is read
 
 
 def main(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from attribution.claims import LEDGER
 from attribution.errors import ConfigError, RunError
 from attribution.mechanisms import read_mechanisms
 from attribution.models import load, locate
@@ -193,3 +194,17 @@ def test_nothing_finished_is_a_sentence(tmp_path):
         conclude(small(tmp_path), tmp_path)
     with pytest.raises(ConfigError, match="0 slots"):
         run_study(small(tmp_path), tmp_path, slots=0)
+
+
+def test_the_sampler_reaches_the_update_through_the_ratio_in_two_arms_alone(tmp_path):
+    study = embedded("sampling", tmp_path)
+    ratio = {name: config.training.iterations for name, config in study.arms.items()}
+    assert ratio == {
+        "both": 1, "both, A off in sampling": 1, "both, A off in the update": 1, "both, A without gradient": 1,
+        "both, with ratio": 2, "both, A off in sampling, with ratio": 2,
+    }  # fmt: skip
+    off = study.arms["both, A off in sampling, with ratio"].training.intervention
+    assert off.sampling == "ablated" and off.updating == "intact" and study.seeds == (2, 3)
+    assert not set(study.seeds) & set(embedded("recipes", tmp_path).seeds)
+    read = {arm for part in (*LEDGER["sampling_or_update"].parts, *LEDGER["sampling_or_update"].beside) for arm in part.arms}
+    assert read == set(study.arms)
