@@ -19,8 +19,8 @@ Cells, δ and exclusions were fixed on two bases that no result rests on, 92 and
   that the knob and compactness are read in the arm of whom nothing is told (+2.5).
 - Replies of another situation are always the same of each. Drawn anew for every sample, as in the pilot, all that can be
   learned of them is which words are frequent, which is shallow by construction.
-- Replies that were never there begin far below those that were trained away, and what is surprising rises fast: `dormant` counts
-  both from one level, which takes 24 and 33 steps of the former. δ stays at .5 (+.95 and +.92).
+- Replies that were never there begin far below those that were trained away, and what is surprising rises fast: `dormant`
+  counts both from one level, which takes 24 and 33 steps of the former. δ stays at .5 (+.95 and +.92).
 - A few heads have nearly all of the effect of all components, so that notions are compared by heads and neurons apart.
 """
 
