@@ -80,7 +80,8 @@ def test_mixed_arms_are_seen_the_more_the_purer_they_are():
                 own = share if place == 0 else 1 - share
                 effect = 1 + (own - 0.5) * 0.25 * step / 20 + 0.02 * rng.normal() * (step > 0)
                 read = dict.fromkeys(("effect", "effect_even", "effect_odd"), effect)
-                sets.append({**run, "step": step, "probe": claim.cell.probes, "set": name, **read, "kl": 0.0})
+                probe = claim.cell.read_on(claim.cell.probes)[place]
+                sets.append({**run, "step": step, "probe": probe, "set": name, **read, "kl": 0.0})
     text = calibration.mixtures(claim, {"sets": pd.DataFrame(sets), "probes": pd.DataFrame(probes)})
     lines = [line for line in text.splitlines() if line.startswith(("| 60%", "| 75%", "| 100%"))]
     found = [int(line.split("|")[3].split("%")[0]) for line in lines]

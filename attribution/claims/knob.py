@@ -74,8 +74,9 @@ def few(claim: MeasuredClaim, frames: Frames) -> Measured:
         RunError: it is not there, or lacks the claim's arm.
     """
     table = needed(frames, "compact", "measure how compact updates are")
-    ratio = np.log10(table["components"] / table["fewest"].fillna(table["components"]))
-    table = table.assign(**{STATISTIC: ratio, "reached": table["fewest"].notna()})
+    fewest = table["fewest"].astype("float64")
+    ratio = np.log10(table["components"] / fewest.fillna(table["components"]))
+    table = table.assign(**{STATISTIC: ratio, "reached": fewest.notna()})
     means = table.groupby(["model", "arm"])[[STATISTIC, "reached", "gain"]].mean().reset_index()
     arm = claim.cell.arms[0]
     bases = means[means["arm"] == arm].drop(columns="arm").reset_index(drop=True)

@@ -139,7 +139,7 @@ def behaviour(record: Record, colours: Mapping[str, str]) -> go.Figure:
     panels = [(title, rows, column) for title, rows, column in panels if rows[column].notna().any()]
     if not panels:
         raise RunError("Behaviour over steps was not recorded.")
-    figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.05)
+    figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=min(0.05, 0.3 / len(panels)))
     for place, (title, rows, column) in enumerate(panels, 1):
         _curves(figure, record, rows, column, colours, place, 1)
         figure.update_yaxes(title_text=title, row=place, col=1)

@@ -414,6 +414,7 @@ def for_claim(claim: str, count: int, probed: int, seed: int) -> dict[str, dict[
     made = {
         name: mixed([(every[arm], share) for arm, share in mixture.items()], seed) for name, mixture in sets.mixtures.items()
     }
+    made |= {name: every[variant.arm] for name, variant in sets.variants.items()}
     probes = {**sets.probes, "neutral": NEUTRAL}
     read = {name: rows(form, probed, seed, fewer=True, name=name) for name, form in probes.items()}
     bare = {name: rows(neutral(form), len(read[name]), seed, name=f"neutral {name}") for name, form in probes.items()}
