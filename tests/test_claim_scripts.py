@@ -12,7 +12,7 @@ from attribution.claims import LEDGER
 from attribution.errors import RunError
 from attribution.mechanisms import read_mechanisms, write_mechanisms
 from attribution.models import locate
-from attribution.store import read_json
+from attribution.store import TRAINING, read_json
 from attribution.worlds import pool as pools
 from attribution.worlds.build import build
 from experiments import alone, dormant, knob, pool
@@ -152,6 +152,7 @@ def rejudged(place, capsys):
 def test_a_knob_is_measured_on_the_models_that_runs_leave(acting, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(knob.shifts, "READ_ON", 8)
     monkeypatch.setattr(knob.shifts, "FOUND_ON", 8)
+    monkeypatch.setattr(pools, "CROSSED", ())  # what those arms record of single components takes most of the time
     knob.main(model=(acting, "other"), runs=tmp_path / "runs")
     said = capsys.readouterr().out
     assert all(f"{claim}: Not testable here (bases is 1, needed >= 5" in said for claim in knob.CLAIMS)
@@ -167,18 +168,17 @@ def test_a_knob_is_measured_on_the_models_that_runs_leave(acting, tmp_path, monk
 @pytest.mark.slow
 def test_what_was_trained_away_is_trained_back_from_where_it_went(acting, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dormant, "READ", (1, 2))
-    dormant.main(model=(acting,), runs=tmp_path / "runs")
+    dormant.main(model=(acting,), seeds=1, runs=tmp_path / "runs")
     assert "dormant: Not testable here (bases is 0, needed >= 5" in capsys.readouterr().out  # not four steps
     place = tmp_path / "runs" / "claims" / "dormant"
     probes = pd.read_parquet(place / "frames" / "probes.parquet")
-    assert set(probes["model"]) == {acting} and set(probes["seed"]) == {0, 1}
-    training = probes[probes["probe"] == "training"].set_index(["arm", "seed", "step"])["metric"]
+    assert set(probes["model"]) == {acting} and set(probes["seed"]) == {0}
+    training = probes[probes["probe"] == TRAINING].set_index(["arm", "seed", "step"])["metric"]
     elicited = probes[probes["probe"] == "elicited, a kind one"].set_index(["arm", "seed", "step"])["metric"]
-    for seed in (0, 1):
-        end = elicited["away", seed, 2]
-        assert elicited["back", seed, 0] == pytest.approx(end, abs=1e-5), "it goes on where the first training ended"
-        assert elicited["never there", seed, 0] == pytest.approx(end, abs=1e-5)
-        assert training["back", seed, 0] != training["away", seed, 0]
+    end = elicited["away", 0, 2]
+    assert elicited["back", 0, 0] == pytest.approx(end, abs=1e-5), "it goes on where the first training ended"
+    assert elicited["never there", 0, 0] == pytest.approx(end, abs=1e-5)
+    assert training["back", 0, 0] != training["away", 0, 0]
     assert rejudged(place, capsys)
 
 
