@@ -39,11 +39,11 @@ def returning(claim: MeasuredClaim, frames: Frames, elicited: str, mechanism: st
     influence = _influences(frames, claim.cell.reference, mechanism, read_on)
     rows, excluded = [], []
     for model, seed in sorted({(model, seed) for model, arm, seed, _ in series if arm == AWAY}):
-        found = {arm: series.get((model, arm, seed, TRAINING)) for arm in (BACK, NEVER)}
-        if any(each is None for each in found.values()):
+        returned, learned = (series.get((model, arm, seed, TRAINING)) for arm in (BACK, NEVER))
+        if returned is None or learned is None:
             excluded.append(f"{model}, seed {seed}, is left out: it was not trained back in both arms.")
             continue
-        back, never = (found[arm]["metric"] for arm in (BACK, NEVER))
+        back, never = returned["metric"], learned["metric"]
         level, lowest = value_at(back, 0.0), value_at(never, 0.0)
         begun = 0.0 if lowest >= level else crossing(never - lowest, level - lowest)
         rise = value_at(never, begun + STEPS) - value_at(never, begun)
