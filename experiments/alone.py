@@ -19,7 +19,7 @@ from attribution.store import is_finished, read_json, write_atomic
 from attribution.study import Job, Study, jobs, listed, run_study, write_study
 from attribution.updates.provenance import versions
 from attribution.worlds.pool import write_kindland
-from experiments.claims import discovered, not_testable, table
+from experiments.claims import Trained, discovered, not_testable, table
 
 KEPT = "model"  # below a run, the model that it left
 
@@ -40,10 +40,10 @@ class Started(NamedTuple):
     mechanisms: Mapping[str, str]
 
 
-def start(claim: str, arms: Sequence[str], models: Sequence[str], seeds: int, runs: Path, slots: int) -> Started:
+def start(claim: str, arms: Sequence[str], asked: Trained) -> Started:
     """Run some arms of a claim on the models that can be used, the same runs as those of the pool."""
-    unfit = {name: reason for name in models if (reason := not_testable(name))}
-    fit = tuple(name for name in models if name not in unfit)
+    runs = asked.runs
+    fit, unfit = parted(asked.models)
     if not fit:
         return Started(None, {}, unfit, {})
     own = {name: Path(locate(name)) / FILE for name in fit}
@@ -52,8 +52,14 @@ def start(claim: str, arms: Sequence[str], models: Sequence[str], seeds: int, ru
     given = write_kindland(runs / "kindland" / "data", (claim,), fit, mechanisms=made)
     study = Study.model_validate(given)
     named = study.named[claim].arms  # by name in the study, the one in the claim
-    study = study.only(seeds=seeds, arms=tuple(each for each in study.arms if named[each] in arms))
-    return Started(study, run_study(study, runs, slots=slots), unfit, files)
+    study = study.only(seeds=asked.count, arms=tuple(each for each in study.arms if named[each] in arms))
+    return Started(study, run_study(study, runs, slots=asked.slots), unfit, files)
+
+
+def parted(models: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Models from which something can be concluded, and those from which nothing can, each with the reason."""
+    unfit = {name: reason for name in models if (reason := not_testable(name))}
+    return tuple(name for name in models if name not in unfit), unfit
 
 
 def finished(study: Study, runs: Path, claim: str) -> Iterator[tuple[str, Job, Path]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -28,30 +29,53 @@ from attribution.worlds.kindland import circuits, gates
 from attribution.worlds.pool import JUDGED, slug, write_kindland
 from attribution.worlds.studies import BASES
 
-QUICK_SEEDS = 1
+
+@dataclass(frozen=True)
+class Asked:
+    """What every script of a claim can be asked.
+
+    Attributes:
+        model: bases, or folders of models of your own.
+        quick: one seed, and only the first model: shows the figures, and is too little for a verdict.
+        runs: directory that holds studies, and the page where no other place is named.
+    """
+
+    model: tuple[str, ...] = BASES
+    quick: bool = False
+    runs: Path = Path("runs")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.model[:1] if self.quick else self.model
 
 
-def main(
-    claims: tyro.conf.Positional[tuple[str, ...]] = (),
-    model: tuple[str, ...] = BASES,
-    seeds: int = 2,
-    quick: bool = False,
-    runs: Path = Path("runs"),
-    slots: int = 2,
-) -> None:
+@dataclass(frozen=True)
+class Trained(Asked):
+    """What a script that trains can be asked.
+
+    Attributes:
+        seeds: training seeds of every arm, averaged within a base.
+        slots: runs at once.
+    """
+
+    seeds: int = 2
+    slots: int = 2
+
+    @property
+    def count(self) -> int:
+        """Of seeds."""
+        return 1 if self.quick else self.seeds
+
+
+def main(asked: Trained, claims: tyro.conf.Positional[tuple[str, ...]] = ()) -> None:
     """Run what the claims need, judge them, and print their verdicts.
 
     Args:
+        asked: on what, and how often.
         claims: ids; all of the pool if none is named.
-        model: bases, or folders of models of your own.
-        seeds: training seeds of every arm, averaged within a base.
-        quick: one seed, and only the first model: shows the figures, and is too little for a verdict.
-        runs: directory that holds studies.
-        slots: runs at once.
     """
     quiet()
-    models, count = (model[:1], QUICK_SEEDS) if quick else (model, seeds)
-    place = tested(claims or JUDGED, models, count, runs, slots)
+    place = tested(claims or JUDGED, asked.models, asked.count, asked.runs, asked.slots)
     print(table(place))
     print(study_report(place))
 
@@ -97,11 +121,15 @@ def not_testable(name: str) -> str:
     """Why nothing can be concluded from a model, with the figure that shows it; "" where something can.
 
     The shipped bases have passed what is asked here (`results/worlds.md`).
+
+    Raises:
+        ModelError: it cannot be opened, which is no figure of a model.
     """
     if name in BASES:
         return ""
+    loaded = load(name)
     try:
-        found = gates.acting_gates(*load(name))
+        found = gates.acting_gates(*loaded)
     except AttributionError as error:
         return str(error)
     failed = found[found["passed"].eq(False)]
@@ -130,19 +158,13 @@ def table(place: Path) -> str:
 def script(told: str | None, *claims: str) -> None:
     """The command line of a script of its own: the options of `main`, for these claims. `told`: what its help begins with."""
 
-    def run(
-        model: tuple[str, ...] = BASES, seeds: int = 2, quick: bool = False, runs: Path = Path("runs"), slots: int = 2
-    ) -> None:
+    def run(asked: Trained) -> None:
         """Run what the claim needs, judge it, and print the verdict.
 
         Args:
-            model: bases, or folders of models of your own.
-            seeds: training seeds of every arm, averaged within a base.
-            quick: one seed, and only the first model: shows the figures, and is too little for a verdict.
-            runs: directory that holds studies.
-            slots: runs at once.
+            asked: on what, and how often.
         """
-        main(claims, model, seeds, quick, runs, slots)
+        main(asked, claims)
 
     told_in_a_sentence(run, told)
 
@@ -150,7 +172,7 @@ def script(told: str | None, *claims: str) -> None:
 def told_in_a_sentence(run: Callable[..., None], told: str | None) -> None:
     """A command line whose errors that a user can mend are one sentence on stderr, with exit code 2."""
     try:
-        tyro.cli(run, description=told)
+        tyro.cli(run, description=told, config=(tyro.conf.OmitArgPrefixes,))
     except AttributionError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -17,42 +17,30 @@ import pandas as pd
 from attribution.runs.quiet import quiet
 from attribution.study import Study, collect, jobs, run_study
 from attribution.worlds.pool import BARE, write_kindland
-from attribution.worlds.studies import BASES
 from experiments.alone import Started, concluded, failures, finished, start
-from experiments.claims import told_in_a_sentence
+from experiments.claims import Trained, told_in_a_sentence
 
 AWAY, BACK = ("away",), ("back", "never there")
 READ = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44)  # steps of training back after which is read
 
 
-def main(
-    model: tuple[str, ...] = BASES,
-    seeds: int = 2,
-    quick: bool = False,
-    runs: Path = Path("runs"),
-    slots: int = 2,
-    out: Path | None = None,
-) -> None:
+def main(asked: Trained, out: Path | None = None) -> None:
     """Train away, train back, judge, and print the verdict.
 
     Args:
-        model: bases, or folders of models of your own.
-        seeds: training seeds of every arm, averaged within a base.
-        quick: one seed, and only the first model: shows the figures, and is too little for a verdict.
-        runs: directory that holds studies.
-        slots: runs at once.
+        asked: on what, and how often.
         out: directory for tables and page; below `runs` if it is not given.
     """
     quiet()
-    begun = start("dormant", AWAY, model[:1] if quick else model, 1 if quick else seeds, runs, slots)
-    place = out or runs / "claims" / "dormant"
+    runs = asked.runs
+    begun, place = start("dormant", AWAY, asked), out or runs / "claims" / "dormant"
     if begun.study is None:
-        concluded(place, ("dormant",), {}, name="dormant", unfit=begun.unfit, models=list(model))
+        concluded(place, ("dormant",), {}, name="dormant", unfit=begun.unfit, models=asked.models)
         return
     frames = read(begun.study, runs)
     failed, rests_on = [failures(begun.failed)], list(jobs(begun.study, runs))
     for study, left in returning(begun, runs):
-        again = failures(run_study(study, runs, slots=slots))
+        again = failures(run_study(study, runs, slots=asked.slots))
         failed.append(again.assign(model=again["model"].map(left)))
         rests_on += jobs(study, runs)
         tables = read(study, runs)

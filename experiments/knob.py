@@ -15,44 +15,35 @@ import pandas as pd
 import torch
 
 from attribution.claims.knob import OTHER_SEED, WHOLE, WITHOUT_ROWS
+from attribution.errors import RunError
 from attribution.models import load
 from attribution.runs.quiet import quiet
 from attribution.samples import read_samples
 from attribution.study import jobs
 from attribution.worlds.kindland import shifts
-from attribution.worlds.studies import BASES
 from experiments.alone import concluded, failures, finished, start
-from experiments.claims import told_in_a_sentence
+from experiments.claims import Trained, told_in_a_sentence
 
 CLAIMS = ("knob", "knob_by_finetuning", "compact")
 ARMS = ("kind", "cold", "strategist")
 GAINING = ("kind", "cold")  # arms that kind replies are gained in
 
 
-def main(
-    model: tuple[str, ...] = BASES,
-    seeds: int = 2,
-    quick: bool = False,
-    runs: Path = Path("runs"),
-    slots: int = 2,
-    out: Path | None = None,
-) -> None:
+def main(asked: Trained, out: Path | None = None) -> None:
     """Run the arms, measure, judge, and print the verdicts.
 
     Args:
-        model: bases, or folders of models of your own.
-        seeds: training seeds of every arm, averaged within a base.
-        quick: one seed, and only the first model: shows the figures, and is too little for a verdict.
-        runs: directory that holds studies.
-        slots: runs at once.
+        asked: on what, and how often.
         out: directory for tables and page; below `runs` if it is not given.
     """
     quiet()
-    begun = start("knob", ARMS, model[:1] if quick else model, 1 if quick else seeds, runs, slots)
-    frames = measured(begun.study, runs) if begun.study else {}
-    told = {"arms": ARMS, "models": begun.study.models, "seeds": begun.study.seeds} if begun.study else {"models": list(model)}
-    rests_on = jobs(begun.study, runs) if begun.study else ()
-    place, failed = out or runs / "claims" / "knob", failures(begun.failed)
+    begun, place = start("knob", ARMS, asked), out or asked.runs / "claims" / "knob"
+    if begun.study is None:
+        concluded(place, CLAIMS, {}, name="knob", unfit=begun.unfit, models=asked.models)
+        return
+    frames = measured(begun.study, asked.runs)
+    told = {"arms": ARMS, "models": begun.study.models, "seeds": begun.study.seeds}
+    rests_on, failed = jobs(begun.study, asked.runs), failures(begun.failed)
     concluded(place, CLAIMS, frames, name="knob", rests_on=rests_on, failed=failed, unfit=begun.unfit, **told)
 
 
@@ -62,6 +53,8 @@ def measured(study: Any, runs: Path) -> dict[str, pd.DataFrame]:
     kept: dict[str, list[tuple[str, Any, Path]]] = {}
     for arm, job, folder in finished(study, runs, "knob"):
         kept.setdefault(str(job.config.model), []).append((arm, job, folder))
+    if not kept:
+        raise RunError(f"no run of {', '.join(ARMS)} is finished, on which the knob is measured; see {runs / study.name}")
     for name, found in kept.items():
         base, tokenizer = load(name)
         known = shifts.directions(base, tokenizer)

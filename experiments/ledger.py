@@ -16,6 +16,7 @@ import pandas as pd
 
 from attribution.claims import LEDGER
 from attribution.claims.plain import PLAIN
+from attribution.errors import RunError
 from attribution.reports import study_report
 from attribution.store import read_json, write_atomic
 from attribution.worlds.pool import JUDGED
@@ -61,6 +62,8 @@ def main(results: Path = Path("results"), runs: Path = Path("runs"), judge: bool
         runs: directory that holds studies; what the arms of the pool train on is written there.
         judge: compute every verdict anew first.
     """
+    if not any((results / name / "findings.json").exists() for name in PAGES):
+        raise RunError(f"{results} holds no findings; run `make results`, or name the directory that it wrote")
     if judge:
         judged(results, runs)
     write_atomic(results / "README.md", page(results).encode())

@@ -16,12 +16,13 @@ import tyro
 from attribution.claims import LEDGER, evaluate
 from attribution.claims.measured import STATISTIC
 from attribution.claims.terms import ContrastClaim
-from attribution.errors import RunError
+from attribution.errors import ConfigError, RunError
 from attribution.runs.quiet import quiet
 from attribution.store import write_atomic
 from attribution.study import Study, collect, run_study, under
 from attribution.worlds.pool import ALONE, JUDGED, write_kindland
-from experiments.claims import told_in_a_sentence
+from attribution.worlds.studies import BASES
+from experiments.claims import not_testable, told_in_a_sentence
 
 FACTOR = 1.7  # power .8 at 2 δ of five bases: (t .975 + its noncentral share) / sqrt(5), see calibration.power
 _HEAD = """# The pilot
@@ -52,6 +53,12 @@ def main(
         judge_only: run nothing; read the runs that are finished.
     """
     quiet()
+    if len(bases) < 2:
+        raise ConfigError(f"{len(bases)} bases named; expected at least 2, whose scatter can be seen")
+    if shipped := [base for base in bases if base in BASES]:
+        raise ConfigError(f"results rest on {shipped[0]}; name bases that none does, as `attribution build-world` makes them")
+    if unfit := {base: reason for base in bases if (reason := not_testable(base))}:
+        raise ConfigError("nothing can be tried on " + "; ".join(f"{base}: {reason}" for base, reason in unfit.items()))
     given = write_kindland(runs / "kindland" / "data", (*JUDGED, *ALONE), bases)
     study = Study.model_validate({**given, "name": "pilot", "seeds": (0,)})
     if not judge_only:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from attribution.errors import RunError
+from attribution.errors import ConfigError, RunError
 from attribution.reports import study_report
 from attribution.runs.quiet import quiet
 from attribution.store import read_json, write_atomic, write_json
@@ -48,6 +48,8 @@ def main(
     quiet()
     study = reference(runs)
     pieces = list(parts(study, slots))
+    if part is not None and not 1 <= part <= len(pieces):
+        raise ConfigError(f"there is no part {part}; expected 1 to {len(pieces)}")
     if plan:
         print(sizing(study, pieces, slots, out))
         return

@@ -19,32 +19,28 @@ from attribution.runs.quiet import quiet
 from attribution.samples import Sample, collate, encode
 from attribution.worlds.kindland.prompts import rows
 from attribution.worlds.kindland.sets import SETS
-from attribution.worlds.studies import BASES
 from experiments.alone import concluded
-from experiments.claims import told_in_a_sentence
+from experiments.claims import Asked, told_in_a_sentence
 
 RATES = (1e-6, RATE, 1e-4, 1e-3)
 STEPS, BATCH = 10, 32
 
 
-def main(model: tuple[str, ...] = BASES, quick: bool = False, runs: Path = Path("runs"), out: Path | None = None) -> None:
+def main(asked: Asked, out: Path | None = None) -> None:
     """Train, count what changed, and judge the claim.
 
     Args:
-        model: bases, or folders of models of your own.
-        quick: the first model alone, which is too little for a verdict.
-        runs: directory that the page is written below.
+        asked: on what.
         out: directory for table and page; below `runs` if it is not given.
     """
     quiet()
-    models = model[:1] if quick else model
     found = pd.DataFrame([
         {"model": name, "dtype": dtype, "rate": rate, "changed": changed(name, dtype, rate)}
-        for name in models for dtype in (WHOLE, HALF) for rate in RATES
+        for name in asked.models for dtype in (WHOLE, HALF) for rate in RATES
     ])  # fmt: skip
     print(found.pivot_table(index=["model", "dtype"], columns="rate", values="changed").to_string(float_format="{:.3f}".format))
-    place = out or runs / "claims" / "precision"
-    concluded(place, ("precision",), {"changed": found}, name="precision", arms=["kind"], models=list(models))
+    place = out or asked.runs / "claims" / "precision"
+    concluded(place, ("precision",), {"changed": found}, name="precision", arms=["kind"], models=asked.models)
 
 
 def changed(name: str, dtype: str, rate: float) -> float:

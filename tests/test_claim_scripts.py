@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pandas as pd
 import pytest
 
 from attribution.claims import LEDGER
-from attribution.errors import RunError
+from attribution.errors import AttributionError, ModelError, RunError
 from attribution.mechanisms import read_mechanisms, write_mechanisms
 from attribution.models import locate
 from attribution.store import TRAINING, read_json
+from attribution.study import Study
 from attribution.worlds import pool as pools
 from attribution.worlds.build import build
-from experiments import alone, dormant, knob, pool
+from experiments import alone, dormant, knob, ledger, pilot, pool, two_notions
 from experiments import claims as scripts
 
 FOLDER = Path(scripts.__file__).parent
@@ -50,7 +52,7 @@ def base(tmp_path, monkeypatch):
 def test_from_arms_to_a_verdict_and_again_without_running(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scripts, "not_testable", lambda name: "it cannot act" if name == "other" else "")
     models = (str(base), "other")
-    scripts.main(("two_faced",), model=models, seeds=1, runs=tmp_path / "runs")
+    scripts.main(scripts.Trained(model=models, seeds=1, runs=tmp_path / "runs"), ("two_faced",))
     said = capsys.readouterr().out
     assert "two_faced: Not testable here (bases with matched arms is " in said and "needed >= 5" in said
     place = tmp_path / "runs" / "claims" / "two_faced"
@@ -61,7 +63,7 @@ def test_from_arms_to_a_verdict_and_again_without_running(base, tmp_path, monkey
     (finding,) = read_json(place / "findings.json")
     assert finding["hash"] == LEDGER["two_faced"].hash and len(finding["pairs"]) <= 1
     assert all((place / run["path"] / "result.json").exists() for run in told["runs"])
-    scripts.main(("two_faced",), model=models, seeds=1, runs=tmp_path / "runs")
+    scripts.main(scripts.Trained(model=models, seeds=1, runs=tmp_path / "runs"), ("two_faced",))
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
 
 
@@ -107,7 +109,7 @@ def test_whether_mechanisms_are_two_is_measured_once_and_where_it_is_asked(tmp_p
 
 
 def test_a_model_that_does_not_act_is_not_tested(base, tmp_path, capsys):
-    scripts.main(("larp", "two_faced"), model=(str(base),), runs=tmp_path / "runs")
+    scripts.main(scripts.Trained(model=(str(base),), runs=tmp_path / "runs"), ("larp", "two_faced"))
     said = capsys.readouterr().out
     for claim in ("larp", "two_faced"):
         assert re.search(rf"{claim}: not testable here: .*acts: kind with probability 0\.\d+, needed ≥ 0.85", said)
@@ -117,7 +119,7 @@ def test_a_model_that_does_not_act_is_not_tested(base, tmp_path, capsys):
 
 
 def test_a_real_model_of_another_kind_is_not_tested(stories, tmp_path, capsys):
-    scripts.main(("larp",), model=(str(stories),), runs=tmp_path / "runs")
+    scripts.main(scripts.Trained(model=(str(stories),), runs=tmp_path / "runs"), ("larp",))
     assert "not testable here" in capsys.readouterr().out
 
 
@@ -153,7 +155,7 @@ def test_a_knob_is_measured_on_the_models_that_runs_leave(acting, tmp_path, monk
     monkeypatch.setattr(knob.shifts, "READ_ON", 8)
     monkeypatch.setattr(knob.shifts, "FOUND_ON", 8)
     monkeypatch.setattr(pools, "CROSSED", ())  # what those arms record of single components takes most of the time
-    knob.main(model=(acting, "other"), runs=tmp_path / "runs")
+    knob.main(scripts.Trained(model=(acting, "other"), runs=tmp_path / "runs"))
     said = capsys.readouterr().out
     assert all(f"{claim}: Not testable here (bases is 1, needed >= 5" in said for claim in knob.CLAIMS)
     place = tmp_path / "runs" / "claims" / "knob"
@@ -168,7 +170,7 @@ def test_a_knob_is_measured_on_the_models_that_runs_leave(acting, tmp_path, monk
 @pytest.mark.slow
 def test_what_was_trained_away_is_trained_back_from_where_it_went(acting, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dormant, "READ", (1, 2))
-    dormant.main(model=(acting,), seeds=1, runs=tmp_path / "runs")
+    dormant.main(scripts.Trained(model=(acting,), seeds=1, runs=tmp_path / "runs"))
     assert "dormant: Not testable here (bases is 0, needed >= 5" in capsys.readouterr().out  # not four steps
     place = tmp_path / "runs" / "claims" / "dormant"
     probes = pd.read_parquet(place / "frames" / "probes.parquet")
@@ -184,5 +186,45 @@ def test_what_was_trained_away_is_trained_back_from_where_it_went(acting, tmp_pa
 
 def test_what_cannot_act_is_not_measured(base, tmp_path, capsys):
     for script in (knob, dormant):
-        script.main(model=(str(base),), runs=tmp_path / "runs")
+        script.main(scripts.Trained(model=(str(base),), runs=tmp_path / "runs"))
         assert "not testable here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (lambda path: pilot.main(("kindland/51", "x"), runs=path), "results rest on kindland/51; name bases that none does"),
+        (lambda path: pilot.main((), runs=path), "0 bases named; expected at least 2"),
+        (lambda path: pilot.main(("planted/31", "planted/32"), runs=path), "nothing can be tried on planted/31: sample"),
+        (lambda path: pool.main(path / "pool", path / "page", path, part=9), "there is no part 9; expected 1 to"),
+        (lambda path: ledger.main(path / "nowhere"), "holds no findings; run `make results`"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_run(run, said, tmp_path):
+    with pytest.raises(AttributionError, match=re.escape(said)):
+        run(tmp_path)
+    assert not list(tmp_path.glob("**/status.json")) and not (tmp_path / "nowhere").exists()
+
+
+def test_a_model_that_cannot_be_opened_is_an_error_and_no_finding(tmp_path):
+    for script in (knob.main, dormant.main, two_notions.main, lambda asked: scripts.main(asked, ("larp",))):
+        with pytest.raises(ModelError, match="no model folder at .*nowhere"):
+            script(scripts.Trained(model=(str(tmp_path / "nowhere"),), runs=tmp_path / "runs"))
+
+
+def test_where_no_run_ended_there_is_a_sentence(tmp_path):
+    study = Study.model_validate({**pools.write_kindland(tmp_path, ("knob",), ("kindland/51",)), "name": "none"})
+    with pytest.raises(RunError, match="no run of kind, cold, strategist is finished"):
+        knob.measured(study, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["larp", "knob", "precision", "claims"])
+def test_options_stand_on_the_command_line_by_their_own_names(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit):
+        if name == "claims":
+            scripts.told_in_a_sentence(scripts.main, "")
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert all(f"--{option}" in said for option in ("model", "quick", "runs")) and "--asked" not in said
+    assert ("--seeds" in said) == (name != "precision") and "bases, or folders of models of your own" in said

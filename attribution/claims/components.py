@@ -78,7 +78,7 @@ def _explored(claim: MeasuredClaim, differences: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for kind in KINDS:
         of_kind = differences[differences["kind"] == kind]
-        wide = strict_means(of_kind, ["model", "layer"], ["grown"])["grown"].unstack("layer").dropna()
+        wide = strict_means(of_kind, ["model", "layer"], ["grown"])["grown"].unstack("layer")
         if len(wide) < 2:
             continue
         tests = family(wide)
