@@ -208,7 +208,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_run(run, said, tmp_pa
 
 def test_a_model_that_cannot_be_opened_is_an_error_and_no_finding(tmp_path):
     for script in (knob.main, dormant.main, two_notions.main, lambda asked: scripts.main(asked, ("larp",))):
-        with pytest.raises(ModelError, match="no model folder at .*nowhere"):
+        with pytest.raises(ModelError, match=r"no model folder at .*nowhere"):
             script(scripts.Trained(model=(str(tmp_path / "nowhere"),), runs=tmp_path / "runs"))
 
 

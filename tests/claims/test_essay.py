@@ -47,6 +47,8 @@ def test_every_arm_probe_and_mechanism_is_there(name):
             continue
         assert probe in probes, (name, probe)
         assert not mechanism or mechanism in pools.sets_on(probes[probe]), (name, probe, mechanism)
+        read = set(POOL.arms[arms[arm]].claims) - {*pools.BEHAVIOURAL}
+        assert not mechanism or read or arms[arm] in pools.CROSSED, f"{arm} is read for its behaviour alone"
         assert POOL.named[of, probe] in POOL.probes_of(POOL.arms[arms[arm]])
 
 
