@@ -110,3 +110,16 @@ def test_what_is_missing_is_said():
         component_finding(CLAIM, {"singles": frames["singles"].iloc[:0]})
     with pytest.raises(RunError, match="arm 'B' has no run"):
         component_finding(CLAIM, {"singles": frames["singles"].query("arm == 'A'")})
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_base_that_has_none_in_a_layer_can_be_predicted_and_can_predict(lacking):
+    """Among supporters alone, say: what is fitted where the layer is missing says nothing of it."""
+    rng = np.random.default_rng(5)
+    bases = []
+    for number in range(2):
+        table = pd.DataFrame(rng.normal(size=(60, 5)), columns=["grown", "cause", "opportunity", "activity", "weight_norm"])
+        table = table.assign(layer=np.arange(60) % 3, grown=table["cause"] + 0.1 * table["grown"])
+        bases.append(table[table["layer"] != 1] if number == lacking else table)
+    found = race([bases[1]], bases[0])
+    assert found.gain > 0.8 and found.coefficient > 0

@@ -13,6 +13,7 @@ from attribution.claims.measured import measured_finding
 
 CLAIM = LEDGER["control"]
 MECHANISMS, STEPS = {"x": "read x", "y": "read y"}, (0, 5, 10)  # each with its probe set
+OTHER = 0.25  # by how much of its influence before mechanism y grows in every arm
 
 
 def frames(context=0.0, base=0.0, order=0.0, bases=6, seeds=2):
@@ -21,7 +22,7 @@ def frames(context=0.0, base=0.0, order=0.0, bases=6, seeds=2):
     of_arm = dict(zip(CLAIM.cell.arms, rng.normal(size=len(CLAIM.cell.arms)) * context, strict=True))
     for number, arm, seed in itertools.product(range(bases), CLAIM.cell.arms, range(seeds)):
         own = np.random.default_rng(100 + number).normal() * base
-        grown = {"x": 2 * (of_arm[arm] + own + rng.normal() * order), "y": 0.0}
+        grown = {"x": 2 * (of_arm[arm] + own + rng.normal() * order), "y": 2 * OTHER}
         run = {"model": f"m{number}", "arm": arm, "seed": seed}
         for step in STEPS:
             probes += [{**run, "step": step, "probe": "training samples", "metric": step / 10.0, "kl": 0.0}]
@@ -65,7 +66,7 @@ def test_the_outcome_is_relative_to_the_influence_before_at_equal_gain():
     rng = np.random.default_rng(1)
     effects = dict(zip(CLAIM.cell.arms, rng.normal(size=len(CLAIM.cell.arms)), strict=True))
     for row in found.pairs.itertuples():
-        assert row.outcome == pytest.approx(effects[row.arm])
+        assert row.outcome == pytest.approx(effects[row.arm] - OTHER)
 
 
 def test_a_value_that_is_not_a_number_is_never_dropped():
