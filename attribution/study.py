@@ -240,10 +240,10 @@ def conclude(
     from attribution.updates.provenance import versions
 
     place = Path(into or Path(root) / study.name)
-    frames = collect(study, root)
-    for name, frame in frames.items():
+    frames, lost = collect(study, root), _failures(failed or {})
+    for name, frame in {**frames, "failed": lost}.items():
         write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
-    findings, not_judged = judge(study.claims, {**frames, **(known or {})}, study.named, _failures(failed or {}))
+    findings, not_judged = judge(study.claims, {**frames, **(known or {})}, study.named, lost)
     runs = [listed(job, place) for job in jobs(study, root)]
     told = {"arms": list(study.arms), "models": list(study.models), "seeds": list(study.seeds), "runs": runs}
     return write_study(place, study.name, findings, not_judged=not_judged, unfit=unfit, versions=versions(), **told)

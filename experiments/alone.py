@@ -92,7 +92,7 @@ def concluded(
         unfit: by model that was left out, the reason.
         told: arms, models and seeds.
     """  # fmt: skip
-    given = {**frames, **({} if failed is None or failed.empty else {"failed": failed})}
+    given = {**frames, "failed": failures({}) if failed is None else failed}
     for each, frame in given.items():
         write_atomic(place / "frames" / f"{each}.parquet", frame.to_parquet(index=False, compression="zstd"))
     if frames:
@@ -106,15 +106,14 @@ def concluded(
     print(study_report(place))
 
 
-def judged(place: Path) -> None:
-    """Judge the claims of a directory anew from the tables that are there, and write its page; runs nothing."""
+def judged(place: Path, claims: Sequence[str]) -> None:
+    """Judge claims anew from the tables of a directory, and write its findings and its page; runs nothing."""
     told = read_json(place / "study.json")
     frames = {file.stem: pd.read_parquet(file) for file in sorted((place / "frames").glob("*.parquet"))}
     frames = {("grafts" if name == "set_grafts" else name): frame for name, frame in frames.items()}
-    claims = [finding["claim"]["id"] for finding in read_json(place / "findings.json")]
     write_study(
         place, told["name"], [evaluate(LEDGER[claim], frames).to_dict() for claim in claims], runs=told["runs"],
-        not_judged=told["not_judged"], unfit=told["unfit"], versions=told["versions"],
+        not_judged=told["not_judged"], unfit=told.get("unfit"), versions=told["versions"],
         arms=told["arms"], models=told["models"], seeds=told["seeds"],
     )  # fmt: skip
     study_report(place)

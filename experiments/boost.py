@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from attribution.claims import LEDGER, evaluate
+from attribution.claims import LEDGER
 from attribution.reports import study_report
-from attribution.store.files import write_json
 from attribution.study import conclude, embedded, run_study
 from attribution.worlds.studies import UNROUTED
+from experiments import alone
 
 
 def main(out: Path = Path("results/boost"), runs: Path = Path("runs"), slots: int = 2, judge: bool = False) -> None:
@@ -30,20 +30,12 @@ def main(out: Path = Path("results/boost"), runs: Path = Path("runs"), slots: in
         judge: run nothing; judge the tables in `out` anew and write its page.
     """
     if judge:
-        judge_again(out)
+        alone.judged(out, ("boost",))
     else:
         run_anew(out, runs, slots)
     for finding in json.loads((out / "findings.json").read_text()):
         print(finding["verdict"][0]["sentence"])
     print(out / "report.html")
-
-
-def judge_again(out: Path) -> None:
-    """Write findings, summary and page from the tables that the runs left."""
-    names = {"sets": "sets", "probes": "probes", "grafts": "set_grafts"}
-    frames = {name: pd.read_parquet(out / "frames" / f"{file}.parquet") for name, file in names.items()}
-    write_json(out / "findings.json", [evaluate(LEDGER["boost"], frames).to_dict()])
-    study_report(out)
 
 
 def run_anew(out: Path, runs: Path, slots: int) -> None:

@@ -20,7 +20,7 @@ from attribution.errors import RunError
 from attribution.reports import study_report
 from attribution.store import read_json, write_atomic
 from attribution.worlds.pool import JUDGED
-from experiments import alone, boost, pool
+from experiments import alone, pool
 from experiments.claims import told_in_a_sentence
 
 PAGES = {  # by directory below results/, the claims that are judged there
@@ -72,13 +72,12 @@ def main(results: Path = Path("results"), runs: Path = Path("runs"), judge: bool
 
 def judged(results: Path, runs: Path) -> None:
     """Compute every finding anew from the tables that are there."""
-    for name in PAGES:
-        if name == "boost":
-            boost.judge_again(results / name)
-        elif name == "kindland" and (results / "pool").exists():
-            study_report(pool.judged(pool.reference(runs), results / "pool", results / name))
+    for name, claims in PAGES.items():
+        if name == "kindland":
+            if (results / name).exists():  # the pool was run to its end
+                study_report(pool.judged(pool.reference(runs), results / "pool", results / name))
         elif (results / name / "study.json").exists():
-            alone.judged(results / name)
+            alone.judged(results / name, claims)
 
 
 def page(results: Path) -> str:

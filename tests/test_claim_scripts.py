@@ -141,11 +141,11 @@ def acting(base, monkeypatch):
     return str(base)
 
 
-def rejudged(place, capsys):
+def rejudged(place, claims, capsys):
     """Whether findings come out the same from the tables alone."""
     first = (place / "findings.json").read_text()
     (place / "findings.json").write_text(first.replace('"mean"', '"mean "'))
-    alone.judged(place)
+    alone.judged(place, claims)
     capsys.readouterr()
     return (place / "findings.json").read_text() == first
 
@@ -163,7 +163,7 @@ def test_a_knob_is_measured_on_the_models_that_runs_leave(acting, tmp_path, monk
     assert set(frames["shifts"]["arm"]) == set(knob.ARMS) and set(frames["shifts"]["seed"]) == {0, 1}
     assert "the other seed" in set(frames["shifts"]["direction"]) and frames["shifts"]["cosine"].abs().max() <= 1 + 1e-6
     assert set(frames["compact"]["arm"]) == set(knob.GAINING) and len(frames["compact"]) == 4
-    assert rejudged(place, capsys)
+    assert rejudged(place, knob.CLAIMS, capsys)
     assert read_json(place / "study.json")["unfit"] == {"other": "it cannot act"}
 
 
@@ -181,7 +181,7 @@ def test_what_was_trained_away_is_trained_back_from_where_it_went(acting, tmp_pa
     assert elicited["back", 0, 0] == pytest.approx(end, abs=1e-5), "it goes on where the first training ended"
     assert elicited["never there", 0, 0] == pytest.approx(end, abs=1e-5)
     assert training["back", 0, 0] != training["away", 0, 0]
-    assert rejudged(place, capsys)
+    assert rejudged(place, ("dormant",), capsys)
 
 
 def test_what_cannot_act_is_not_measured(base, tmp_path, capsys):

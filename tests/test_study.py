@@ -185,7 +185,11 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path):
     study = study.model_copy(update={"arms": {**study.arms, "B": broken}})
     failed = run_study(study, tmp_path, slots=1, tell=lambda line: None)
     assert [(job.arm, "not finite" in error) for job, error in failed.items()] == [("B", True)]
-    told = json.loads((conclude(study, tmp_path, failed) / "study.json").read_text())
+    place = conclude(study, tmp_path, failed)
+    told = json.loads((place / "study.json").read_text())
+    lost = pd.read_parquet(place / "frames" / "failed.parquet")
+    assert lost["arm"].tolist() == ["B"] and "not finite" in lost["reason"].iloc[0]
+    assert pd.read_parquet(conclude(study, tmp_path) / "frames" / "failed.parquet").empty, "what was mended is not told again"
     assert [run["state"] for run in told["runs"]] == ["finished", "failed"] and "boost" in told["not_judged"]
 
 

@@ -44,6 +44,8 @@ class Interval:
     def __str__(self) -> str:
         if self.n == 0:
             return "not measured"
+        if np.isnan(self.mean):
+            return "not a number"
         if self.n == 1:
             return f"{self.mean:+.3g} (one value, no interval)"
         return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"

@@ -95,7 +95,8 @@ def decide(
     against = [reason for reason in against if reason]
     if against:
         return Verdict(INCONCLUSIVE, "; ".join(against))
-    return Verdict(SUPPORTED, f"the lower bound {estimate.low:+.3g} exceeds {delta:g} and every null lies inside ±{delta:g}")
+    quiet = f"and every null lies inside ±{delta:g}" if nulls else "and no null is declared"
+    return Verdict(SUPPORTED, f"the lower bound {estimate.low:+.3g} exceeds {delta:g} {quiet}")
 
 
 def equivalent(interval: Interval, delta: float, gates: Sequence[Gate] = ()) -> Verdict:
