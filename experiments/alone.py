@@ -12,16 +12,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from attribution.claims import LEDGER, evaluate
-from attribution.mechanisms import FILE
-from attribution.models import locate
 from attribution.reports import study_report
+from attribution.runs.stages import KEPT
 from attribution.store import is_finished, read_json, write_atomic
 from attribution.study import Job, Study, jobs, listed, run_study, write_study
 from attribution.updates.provenance import versions
-from attribution.worlds.pool import write_kindland
-from experiments.claims import Trained, discovered, not_testable, table
-
-KEPT = "model"  # below a run, the model that it left
+from experiments.claims import Trained, parted, study_of, table, write_untestable
 
 
 class Started(NamedTuple):
@@ -31,35 +27,22 @@ class Started(NamedTuple):
         study: of these arms; None where nothing can be concluded from any of the models.
         failed: by run, what went wrong.
         unfit: by model that was left out, the reason.
-        mechanisms: by model, the file of those that were discovered in it.
     """
 
     study: Study | None
     failed: Mapping[Job, str]
     unfit: Mapping[str, str]
-    mechanisms: Mapping[str, str]
 
 
 def start(claim: str, arms: Sequence[str], asked: Trained) -> Started:
     """Run some arms of a claim on the models that can be used, the same runs as those of the pool."""
-    runs = asked.runs
     fit, unfit = parted(asked.models)
     if not fit:
-        return Started(None, {}, unfit, {})
-    own = {name: Path(locate(name)) / FILE for name in fit}
-    files = {name: str(file if file.exists() else discovered(name, runs)) for name, file in own.items()}
-    made = {name: file for name, file in files.items() if file != str(own[name])}
-    given = write_kindland(runs / "kindland" / "data", (claim,), fit, mechanisms=made)
-    study = Study.model_validate(given)
+        return Started(None, {}, unfit)
+    study = study_of((claim,), fit, asked.runs)
     named = study.named[claim].arms  # by name in the study, the one in the claim
     study = study.only(seeds=asked.count, arms=tuple(each for each in study.arms if named[each] in arms))
-    return Started(study, run_study(study, runs, slots=asked.slots), unfit, files)
-
-
-def parted(models: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Models from which something can be concluded, and those from which nothing can, each with the reason."""
-    unfit = {name: reason for name in models if (reason := not_testable(name))}
-    return tuple(name for name in models if name not in unfit), unfit
+    return Started(study, run_study(study, asked.runs, slots=asked.slots), unfit)
 
 
 def finished(study: Study, runs: Path, claim: str) -> Iterator[tuple[str, Job, Path]]:
@@ -100,8 +83,7 @@ def concluded(
         runs = [listed(job, place) for job in rests_on]
         write_study(place, name, findings, runs=runs, versions=versions(), unfit=unfit, **told)
     else:
-        reason = "not testable here: " + " ".join(f"{model}: {why}." for model, why in (unfit or {}).items())
-        write_study(place, name, [], not_judged=dict.fromkeys(claims, reason), unfit=unfit, **told)
+        write_untestable(place, name, claims, unfit or {})
     print(table(place))
     print(study_report(place))
 

@@ -10,7 +10,7 @@ Every claim has a script of its own beside this one, which says what is asked an
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,21 +82,26 @@ def main(asked: Trained, claims: tyro.conf.Positional[tuple[str, ...]] = ()) -> 
 
 def tested(claims: Sequence[str], models: Sequence[str], seeds: int, runs: Path, slots: int) -> Path:
     """The directory of a study in which these claims were judged."""
-    mechanisms, unfit = {}, {}
-    for name in models:
-        if reason := not_testable(name):
-            unfit[name] = reason
-        elif not (Path(locate(name)) / FILE).exists():
-            mechanisms[name] = str(discovered(name, runs))
     place = runs / "claims" / (claims[0] if len(claims) == 1 else "several")
-    fit = tuple(name for name in models if name not in unfit)
+    fit, unfit = parted(models)
     if not fit:
-        reason = "not testable here: " + " ".join(f"{name}: {why}." for name, why in unfit.items())
-        return write_study(place, "kindland", [], not_judged=dict.fromkeys(claims, reason), unfit=unfit, models=list(unfit))
-    given = write_kindland(runs / "kindland" / "data", claims, fit, mechanisms=mechanisms)
-    study = Study.model_validate(given).only(seeds=seeds)
+        return write_untestable(place, "kindland", claims, unfit)
+    study = study_of(claims, fit, runs).only(seeds=seeds)
     failed = run_study(study, runs, slots=slots)
     return conclude(study, runs, failed, into=place, unfit=unfit, known=known(claims, fit, runs))
+
+
+def study_of(claims: Sequence[str], models: Sequence[str], runs: Path) -> Study:
+    """The arms of the pool that claims name, on models whose mechanisms are discovered where they bring none."""
+    bare = [name for name in models if not (Path(locate(name)) / FILE).exists()]
+    mechanisms = {name: str(discovered(name, runs)) for name in bare}
+    return Study.model_validate(write_kindland(runs / "kindland" / "data", claims, models, mechanisms=mechanisms))
+
+
+def write_untestable(place: Path, name: str, claims: Sequence[str], unfit: Mapping[str, str]) -> Path:
+    """Write a page that says of claims why they cannot be tested on any of the models; returns its directory."""
+    reason = "not testable here: " + " ".join(f"{model}: {why}." for model, why in unfit.items())
+    return write_study(place, name, [], not_judged=dict.fromkeys(claims, reason), unfit=unfit, models=list(unfit))
 
 
 def known(claims: Iterable[str], models: Iterable[str], runs: Path) -> dict[str, pd.DataFrame]:
@@ -115,6 +120,12 @@ def known(claims: Iterable[str], models: Iterable[str], runs: Path) -> dict[str,
             write_json(file, {" | ".join(sorted(pair)): int(apart) for pair, apart in told.items()})
         rows += [{"model": name, "pair": pair, "dissociated": apart} for pair, apart in read_json(file).items()]
     return {"separations": pd.DataFrame(rows)}
+
+
+def parted(models: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Models from which something can be concluded, and those from which nothing can, each with the reason."""
+    unfit = {name: reason for name in models if (reason := not_testable(name))}
+    return tuple(name for name in models if name not in unfit), unfit
 
 
 def not_testable(name: str) -> str:

@@ -35,7 +35,7 @@ def main(asked: Trained, out: Path | None = None) -> None:
     runs = asked.runs
     begun, place = start("dormant", AWAY, asked), out or runs / "claims" / "dormant"
     if begun.study is None:
-        concluded(place, ("dormant",), {}, name="dormant", unfit=begun.unfit, models=asked.models)
+        concluded(place, ("dormant",), {}, name="dormant", unfit=begun.unfit)
         return
     frames = read(begun.study, runs)
     failed, rests_on = [failures(begun.failed)], list(jobs(begun.study, runs))

@@ -39,7 +39,7 @@ def main(asked: Trained, out: Path | None = None) -> None:
     quiet()
     begun, place = start("knob", ARMS, asked), out or asked.runs / "claims" / "knob"
     if begun.study is None:
-        concluded(place, CLAIMS, {}, name="knob", unfit=begun.unfit, models=asked.models)
+        concluded(place, CLAIMS, {}, name="knob", unfit=begun.unfit)
         return
     frames = measured(begun.study, asked.runs)
     told = {"arms": ARMS, "models": begun.study.models, "seeds": begun.study.seeds}

@@ -37,8 +37,9 @@ _HEAD = """# Results
 
 Every statement of the essay that was put to a test, with the verdict of a rule that was fixed before the runs
 (`attribution claims` prints every claim as it was declared, with its hash). *Supported* and *contradicted* are words of that
-rule: the 95 % interval over {units} lies above, or below, the smallest effect of interest δ. All of it is about small models
-of two made-up worlds, see [worlds.md](worlds.md); error rates and power are in [calibration.md](calibration.md).{essay}
+rule: the 95 % interval over bases or organisms lies above, or below, the smallest effect of interest δ. All of it is about
+small models of two made-up worlds, see [worlds.md](worlds.md); error rates and power are in
+[calibration.md](calibration.md).{essay}
 
 {count}
 
@@ -90,7 +91,7 @@ def page(results: Path) -> str:
         rows.append(" | ".join((*map(plain, cells), plain(PLAIN[claim].otherwise))))
     count = ", ".join(f"{number} {word}" for word, number in words.most_common())
     essay = _ESSAY if (results / "essay.md").exists() else ""
-    head = _HEAD.format(units="bases or organisms", essay=essay, count=f"{len(rows)} claims: {count}.")
+    head = _HEAD.format(essay=essay, count=f"{len(rows)} of {len(LEDGER)} claims are judged: {count}.")
     missing = [claim for claim in LEDGER if not any(row.startswith(f"[{claim}]") for row in rows)]
     absent = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     return head + "".join(f"| {row} |\n" for row in rows) + absent + _FOOT

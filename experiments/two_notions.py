@@ -15,8 +15,8 @@ import pandas as pd
 from attribution.models import load
 from attribution.runs.quiet import quiet
 from attribution.worlds.kindland.notions import overlap
-from experiments.alone import concluded, parted
-from experiments.claims import Asked, told_in_a_sentence
+from experiments.alone import concluded
+from experiments.claims import Asked, parted, told_in_a_sentence
 
 
 def main(asked: Asked, out: Path | None = None) -> None:

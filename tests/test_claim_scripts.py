@@ -137,7 +137,7 @@ def test_mechanisms_of_a_model_that_brings_none_are_discovered_once(base, tmp_pa
 @pytest.fixture
 def acting(base, monkeypatch):
     """The base, as if it had passed."""
-    monkeypatch.setattr(alone, "not_testable", lambda name: "it cannot act" if name == "other" else "")
+    monkeypatch.setattr(scripts, "not_testable", lambda name: "it cannot act" if name == "other" else "")
     return str(base)
 
 
