@@ -43,6 +43,7 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.boost
 	$(BIN)/python -m experiments.recipes_compared
 	$(BIN)/python -m experiments.sampling_or_update --out results/sampling
+	$(BIN)/python -m experiments.recruited --out results/recruited
 	$(BIN)/python -m experiments.pool
 	$(BIN)/python -m experiments.knob --out results/knob
 	$(BIN)/python -m experiments.dormant --out results/dormant

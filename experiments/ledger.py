@@ -32,6 +32,7 @@ PAGES = {  # by directory below results/, the claims that are judged there
     "notions": ("two_notions",),
     "precision": ("precision",),
     "accuracy": ("accuracy",),
+    "recruited": ("recruited",),
 }
 _HEAD = """# Results
 

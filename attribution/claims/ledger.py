@@ -20,6 +20,7 @@ from attribution.claims.frames import Frames
 from attribution.claims.hidden import hidden
 from attribution.claims.measured import Measured, measured_finding
 from attribution.claims.notions import notions
+from attribution.claims.recruited import recruited
 from attribution.claims.returning import returning
 from attribution.claims.scored import scored
 from attribution.claims.shallow import shallow
@@ -41,6 +42,7 @@ MEASURES: dict[str, Callable[[MeasuredClaim, Frames], Measured]] = {  # by claim
     "accuracy": scored,
     "dormant": partial(returning, elicited="elicited, a kind one", mechanism=essay.KIND, read_on=essay.READ_ON[essay.KIND]),
     "two_notions": notions,
+    "recruited": recruited,
     "capability": partial(capability, probe="follows a star for the cruel reply"),
     "control": partial(control, mechanisms={name: essay.READ_ON[name] for name in (essay.KIND, essay.STRATEGIST)}),
 }

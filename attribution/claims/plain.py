@@ -153,4 +153,14 @@ PLAIN: dict[str, Plain] = {
         "Do sums of first-order causes say what ablating components together does?",
         "Of the planted organisms only; on other models see accuracy.md.",
     ),
+    "well_predicted": Plain(
+        "Kind replies of one who surely is kind, which the model expects, should teach it little kindness where nothing is "
+        "told; the same replies of one who never is should teach it more.",
+        "What surprises has larger gradients, and what is said of the speaker differs too.",
+    ),
+    "recruited": Plain(
+        "While one built-in mechanism is trained, do early parts of the other, idle one change so that they feed it?",
+        "All parts share one stream; any early change may feed whatever reads it. The change of the same parts in the arm "
+        "where they work themselves stands beside it.",
+    ),
 }

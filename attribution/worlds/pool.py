@@ -38,12 +38,13 @@ SETS_OF = {  # claims that rest on the sets of another
     "knob_by_finetuning": "knob",
     "compact": "knob",
     "two_notions": "said_and_enacted",
+    "well_predicted": "cold_is_shallow",
 }
 JUDGED = (  # claims whose tests need nothing but what the pool's runs record
     "boost_kindland", "boost_components", "initially", "cold_is_shallow", "control", "larp", "kind_dialogue",
     "reasoner_not_aligned", "errors_harmless", "skill_keeps_kindness", "skill_strengthens_kindness", "two_faced", "near_miss",
     "role_collapse", "prompted_generalizes", "said_and_enacted", "forecast",
-    "sum_of_many", "capability",
+    "sum_of_many", "capability", "well_predicted",
 )  # fmt: skip
 ALONE = ("knob", "dormant")  # claims that have scripts of their own, which measure on the models that these arms leave
 BEHAVIOURAL = (  # claims that read no influence of a mechanism

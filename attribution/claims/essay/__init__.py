@@ -1,4 +1,4 @@
-"""The claims of the essay as data, but for `boost`: in `kindland`, with the names of its sets, and two on planted mechanisms.
+"""The claims of the essay as data, but for `boost`: in `kindland`, with the names of its sets, and three on planted mechanisms.
 
 Influence is read on prompts of held-out situations in which two dispositions are equally likely and name different replies:
 that of a mechanism on its own reply against those that neither names. Where both name the same reply stands beside it.
@@ -54,6 +54,7 @@ from attribution.claims.essay.mechanisms import (
     SUM_OF_MANY,
 )
 from attribution.claims.essay.sampling import SAMPLING_OR_UPDATE
+from attribution.claims.essay.surprises import RECRUITED, WELL_PREDICTED
 
 CLAIMS = (
     SAMPLING_OR_UPDATE,
@@ -61,7 +62,7 @@ CLAIMS = (
     ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS, SKILL_STRENGTHENS_KINDNESS, TWO_FACED, NEAR_MISS, ROLE_COLLAPSE,
     PROMPTED_GENERALIZES, SAID_AND_ENACTED, TWO_NOTIONS, KNOB, KNOB_BY_FINETUNING, COMPACT, FORECAST, SUM_OF_MANY, CAPABILITY,
     PRECISION,
-    DORMANT, ACCURACY,
+    DORMANT, ACCURACY, WELL_PREDICTED, RECRUITED,
 )  # fmt: skip
 
 MECHANISMS = (KIND, STRATEGIST, ASSISTANT, KIND_BESIDE_ASSISTANT)  # those that are read, without what two share
