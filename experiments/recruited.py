@@ -84,7 +84,7 @@ def grafted(study: Study, runs: Path) -> pd.DataFrame:
     if not done:
         raise RunError(f"no run of {', '.join(ARMS)} is finished, of which grafts could be measured; see {runs / study.name}")
     given = {name: [Sample(**row) for row in planted.prompts(PROBED, 5, **form)] for name, form in FORMS.items()}
-    probes = [ProbeSet(name=name, samples=samples) for name, samples in given.items()]
+    probes = [ProbeSet(name=name, samples=tuple(samples)) for name, samples in given.items()]
     tables = []
     for job in done:
         base, tokenizer = load(str(job.config.model))

@@ -112,7 +112,11 @@ def test_any_claim_can_be_tested_that_is_declared_like_those_of_the_ledger(suppo
     assert (found.claim.id, found.verdict) == ("mine", "contradicted") and found.claim.hash != BOOST.hash
 
 
-def test_how_often_whole_studies_err(world):
+@pytest.mark.parametrize(
+    ("boundary", "most", "above", "least"),
+    [(12, 3, 4, 3), pytest.param(100, 10, 30, 25, marks=pytest.mark.long)],  # P(> most) = .002 and .01 at a rate of .05
+)
+def test_how_often_whole_studies_err(world, boundary, most, above, least):
     """Organisms scatter around a true contrast of exactly delta: the word is rarely "supported"; well above it, often."""
     generator = np.random.default_rng(0)
 
@@ -128,5 +132,5 @@ def test_how_often_whole_studies_err(world):
             found += evaluate(BOOST, frames).verdict == "supported"
         return found
 
-    assert supported_of(30, effect=0.10) <= 4  # 1 expected; P(> 4) = .016 at a rate of .05
-    assert supported_of(10, effect=0.25) >= 8
+    assert supported_of(boundary, effect=0.10) <= most
+    assert supported_of(above, effect=0.25) >= least
