@@ -22,6 +22,7 @@ from attribution.claims.verdict import SUPPORTED, Null, decide, equivalent
 from attribution.errors import ConfigError
 
 STUDIES, NOMINAL = 200, 0.05
+WANTED, MOST = 0.8, 1000  # power, and how many organisms are thought of
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,19 @@ def power(effects: Iterable[float], deviation: float, organisms: int, delta: flo
         (effect, float(nct.sf(critical, organisms - 1, (effect - delta) * organisms**0.5 / deviation))) for effect in effects
     ]
     return pd.DataFrame(rows, columns=["effect", "power"])
+
+
+def enough(deviation: float, delta: float) -> int | None:
+    """The fewest organisms for which a true effect of 2 delta is supported with a power of 80 %; None if more than 1000.
+
+    Args:
+        deviation: standard deviation over organisms.
+        delta: smallest effect of interest.
+
+    Raises:
+        ConfigError: a deviation that is not positive.
+    """
+    return next((n for n in range(2, MOST + 1) if power([2 * delta], deviation, n, delta)["power"][0] >= WANTED), None)
 
 
 def seen(draws: Mapping[float, pd.DataFrame], delta: float, *, studies: int = STUDIES, seed: int = 0) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from attribution.calibration import NOMINAL, STUDIES, false_supported, power, seen
+from attribution.calibration import MOST, NOMINAL, STUDIES, WANTED, enough, false_supported, power, seen
 from attribution.claims import LEDGER, Claim
 from attribution.claims.crossover import Crossover, View
 from attribution.claims.frames import checked
@@ -124,9 +124,11 @@ def powers(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:
     effects = [factor * claim.delta for factor in (0, 1, 1.5, 2, 3, 4)]
     table = power(effects, float(organisms.std(ddof=1)), len(organisms), claim.delta)
     head = [f"true effect ({claim.unit})", *(f"{effect:.2f}" for effect in table["effect"])]
-    scatter = f"{len(organisms)} organisms whose standard deviation is {organisms.std(ddof=1):.3f}"
-    told = f"Power with {scatter}, and δ {claim.delta:g}:"
-    return f"{told}\n\n" + _markdown(head, [["supported", *(f"{value:.0%}" for value in table["power"])]])
+    deviation = float(organisms.std(ddof=1))
+    told = f"Power with {len(organisms)} organisms whose standard deviation is {deviation:.3f}, and δ {claim.delta:g}:"
+    least = enough(deviation, claim.delta)
+    wanted = f"{WANTED:.0%} at 2 δ ({2 * claim.delta:g}) takes {least or f'more than {MOST}'} organisms that scatter so."
+    return f"{told}\n\n" + _markdown(head, [["supported", *(f"{value:.0%}" for value in table["power"])]]) + f"\n\n{wanted}"
 
 
 def mixtures(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> str:

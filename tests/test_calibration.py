@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, t
 
-from attribution.calibration import NOMINAL, false_supported, power, seen
+from attribution.calibration import NOMINAL, enough, false_supported, power, seen
 from attribution.claims.statistics import t_interval
 from attribution.claims.verdict import Null
 from attribution.errors import ConfigError
@@ -59,6 +59,15 @@ def test_power_is_what_simulation_gives(organisms):
     assert table[0.1] == pytest.approx(0.025) and table.is_monotonic_increasing
     many = power([0.2], 0.5, 4000, DELTA)["power"][0]
     assert many == pytest.approx(norm.sf(norm.ppf(0.975) - 0.1 * 4000**0.5 / 0.5), abs=1e-3)
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.2])
+def test_so_many_organisms_are_enough_and_one_fewer_is_not(deviation):
+    n = enough(deviation, DELTA)
+    assert power([2 * DELTA], deviation, n, DELTA)["power"][0] >= 0.8 > power([2 * DELTA], deviation, n - 1, DELTA)["power"][0]
+    normal = ((norm.ppf(0.975) + norm.ppf(0.8)) * deviation / DELTA) ** 2  # with the deviation known
+    assert normal < n < normal + 4
+    assert enough(100.0, DELTA) is None
 
 
 def test_mixed_arms_are_seen_the_more_the_less_they_are_mixed():
