@@ -30,7 +30,7 @@ def _claim(finding: Finding) -> list[str]:
         *(escape(shown(sentence, 3000)) for sentence in sentences),
     ]
     parts = {
-        "Change of influence per organism (nats)": tables.parts(finding),
+        "Change of influence per organism (nats)" if finding.crossed else "By organism or base": tables.parts(finding),
         "Nulls of the primary reading": tables.nulls(finding, primary=True),
         "Other readings": tables.secondary(finding),
         "Where the change sits": tables.recruitment(finding),
