@@ -7,6 +7,7 @@ With `--judge` every verdict is first computed anew from the tables that lie in 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,7 +89,13 @@ def page(results: Path) -> str:
     for claim, where, finding in found(results):
         verdict = told(finding)
         words[verdict.split(" (")[0]] += 1
-        cells = (f"[{claim}]({where}/summary.md)", LEDGER[claim].statement, PLAIN[claim].asked, verdict, effect(finding))
+        cells = (
+            f"[{claim}]({where}/summary.md{anchor(results / where / 'summary.md', claim)})",
+            LEDGER[claim].statement,
+            PLAIN[claim].asked,
+            verdict,
+            effect(finding),
+        )
         rows.append(" | ".join((*map(plain, cells), plain(PLAIN[claim].otherwise))))
     count = ", ".join(f"{number} {word}" for word, number in words.most_common())
     essay = _ESSAY if (results / "essay.md").exists() else ""
@@ -121,7 +128,15 @@ def effect(finding: Mapping[str, Any]) -> str:
     if row["mean"] is None or pd.isna(row["mean"]):
         return "not measured"
     claim = LEDGER[finding["claim"]["id"]]
-    return f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] {claim.unit} (n = {row['n']}, δ {claim.delta:g})"
+    return f"{row['mean']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}] {claim.unit} (n = {row['n']}, δ {claim.delta:g})"
+
+
+def anchor(summary: Path, claim: str) -> str:
+    """Where the claim stands in a summary that tells several, as GitHub makes it of a heading; "" where it is not told."""
+    lines = summary.read_text(encoding="utf-8").splitlines() if summary.exists() else []
+    heading = next((line.removeprefix("## ") for line in lines if line.startswith(f"## {claim}: ")), "")
+    kept = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+    return f"#{kept}" if kept else ""
 
 
 def plain(text: str) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 
 from attribution.claims import LEDGER, evaluate
 from attribution.claims.frames import NEUTRAL
+from attribution.claims.plain import PLAIN
 from attribution.store import TRAINING
 from attribution.worlds.studies import BASES, ORGANISMS, UNROUTED
-from experiments import boost, calibration
+from experiments import alone, boost, calibration, ledger
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -25,24 +27,62 @@ def same(one, other):
     return one == other
 
 
-@pytest.mark.parametrize("claim", sorted(path.parent.name for path in RESULTS.glob("*/findings.json")))
-def test_the_verdict_is_recomputed_from_the_frames(claim):
-    frames = {
-        name: pd.read_parquet(RESULTS / claim / "frames" / f"{name}.parquet") for name in ("sets", "probes", "set_grafts")
-    }
-    found = evaluate(
-        LEDGER[claim], {"sets": frames["sets"], "probes": frames["probes"], "grafts": frames["set_grafts"]}
-    ).to_dict()
-    (stored,) = json.loads((RESULTS / claim / "findings.json").read_text())
-    assert stored["hash"] == LEDGER[claim].hash == found["hash"]
-    for table in ("verdict", "gates", "nulls", "parts", "secondary", "partitions", "recruitment"):
-        assert len(stored[table]) == len(found[table]) > 0
-        for row, expected in zip(stored[table], found[table], strict=True):
-            assert all(same(row[key], expected[key]) for key in expected), (table, row, expected)
-    told = json.loads((RESULTS / claim / "study.json").read_text())
-    assert tuple(told["models"]) == ORGANISMS and all(run["state"] == "finished" for run in told["runs"])
-    page, summary = ((RESULTS / claim / name).read_text() for name in ("report.html", "summary.md"))
-    assert stored["hash"] in page and stored["verdict"][0]["verdict"] in summary.lower()
+FINDINGS = sorted(path.parent.name for path in RESULTS.glob("*/findings.json"))
+
+
+@pytest.fixture(scope="module")
+def judged_anew(tmp_path_factory):
+    """A copy of results/ in which every finding was computed again from its tables, without pages."""
+    place = tmp_path_factory.mktemp("again") / "results"
+    shutil.copytree(RESULTS, place, ignore=shutil.ignore_patterns("*.html", "findings.json"))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (ledger, alone):
+            patch.setattr(module, "study_report", lambda path: path)
+        ledger.judged(place, tmp_path_factory.mktemp("runs"))
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FINDINGS)
+def test_every_verdict_is_recomputed_from_the_tables(judged_anew, name):
+    stored, found = (json.loads((place / name / "findings.json").read_text()) for place in (RESULTS, judged_anew))
+    assert [each["claim"]["id"] for each in stored] == [each["claim"]["id"] for each in found] != []
+    for one, other in zip(stored, found, strict=True):
+        assert one["hash"] == LEDGER[one["claim"]["id"]].hash == other["hash"]
+        for table in ("verdict", "gates", "nulls", "parts", "secondary", "partitions", "recruitment"):
+            assert len(one[table]) == len(other[table])
+            for row, expected in zip(one[table], other[table], strict=True):
+                assert all(same(row[key], expected[key]) for key in expected), (table, row, expected)
+    page, summary = ((RESULTS / name / file).read_text() for file in ("report.html", "summary.md"))
+    for each in stored:
+        assert each["hash"] in page and f"## {each['claim']['id']}: {each['verdict'][0]['verdict'].capitalize()}" in summary
+    told = json.loads((RESULTS / name / "study.json").read_text())
+    assert set(told["models"]) in ({*BASES}, {*ORGANISMS}) and all(run["state"] == "finished" for run in told["runs"])
+
+
+NUMBER = r"[+−]?\d+(?:\.\d+)?"
+
+
+def test_every_figure_of_the_page_on_the_essay_is_one_of_a_finding():
+    """An interval as the page prints it is the mean and the ends of some row of the findings, to the digits printed."""
+    rows = [
+        [row[key] for key in ("mean", "low", "high")]
+        for name in FINDINGS
+        for finding in json.loads((RESULTS / name / "findings.json").read_text())
+        for table in ("verdict", "secondary", "nulls")
+        for row in finding[table]
+        if row.get("mean") is not None
+    ]
+    text = (RESULTS / "essay.md").read_text(encoding="utf-8")
+    told = re.findall(rf"({NUMBER})\s+(?:nats\s+)?\[({NUMBER}),\s({NUMBER})\]", text)
+    assert len(told) > 20
+    for figures in told:
+        digits = [len(figure.partition(".")[2]) for figure in figures]
+        wanted = [float(figure.replace("−", "-")) for figure in figures]
+        assert any(
+            all(abs(abs(value) - abs(want)) <= 0.5001 * 10**-d for value, want, d in zip(row, wanted, digits, strict=True))
+            for row in rows
+        ), figures
 
 
 def test_the_reference_study_is_judged_anew_from_its_tables(tmp_path):
@@ -104,9 +144,6 @@ def test_the_page_on_worlds_has_every_model():
 
 
 def test_the_ledger_tells_every_claim_with_its_verdict_and_what_else_could_explain_it():
-    from attribution.claims.plain import PLAIN
-    from experiments import ledger
-
     assert set(PLAIN) == set(LEDGER) == {claim for claims in ledger.PAGES.values() for claim in claims}
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == ledger.page(RESULTS)
     judged = {claim: ledger.told(finding) for claim, _, finding in ledger.found(RESULTS)}
@@ -114,8 +151,6 @@ def test_the_ledger_tells_every_claim_with_its_verdict_and_what_else_could_expla
 
 
 def test_the_ledger_says_what_was_not_run_and_what_was_not_measured(tmp_path):
-    from experiments import ledger
-
     (tmp_path / "knob").mkdir()
     row = {"verdict": "not testable here", "note": "", "mean": None, "low": None, "high": None, "n": 0}
     (tmp_path / "knob" / "findings.json").write_text(json.dumps([{"claim": {"id": "knob"}, "verdict": [row]}]))

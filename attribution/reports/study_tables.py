@@ -196,7 +196,8 @@ def headline(record: Record) -> str:
     runs, told = record.runs, record.told
     done = int((runs["state"] == FINISHED).sum())
     sizes = [counted(len(told[key]), key.removesuffix("s")) for key in ("models", "arms", "seeds") if told.get(key)]
-    return f"{', '.join(sizes) or 'A study'}; {done} of {len(runs)} runs finished."
+    finished = f"{done} of {len(runs)} runs finished" if len(runs) else "no runs"
+    return f"{', '.join(sizes) or 'A study'}; {finished}."
 
 
 def verdict_words(finding: Finding) -> tuple[str, list[str]]:
