@@ -150,6 +150,21 @@ def test_the_ledger_tells_every_claim_with_its_verdict_and_what_else_could_expla
     assert judged["boost"] == "supported"
 
 
+def test_links_of_the_ledger_lead_to_the_headings_of_summaries():
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    links = dict(re.findall(r"^\| \[(\w+)\]\((\S+)\)", text, re.M))
+    assert set(links) == set(LEDGER) and all((RESULTS / link.partition("#")[0]).exists() for link in links.values())
+    # as GitHub makes them: punctuation is left out, every space is a hyphen
+    assert links["prompted_generalizes"] == "kindland/summary.md#prompted_generalizes-contradicted--reversed"
+    assert links["kind_dialogue"] == "kindland/summary.md#kind_dialogue-inconclusive-depends-on-matching"
+
+
+def test_what_stands_by_model_is_called_what_it_is():
+    crossed, measured = ((RESULTS / name / "summary.md").read_text(encoding="utf-8") for name in ("boost", "precision"))
+    assert "### Change of influence per organism (nats)" in crossed and "### By organism or base" in measured
+    assert "no runs." in measured and "Change of influence per organism" not in measured
+
+
 def test_the_ledger_says_what_was_not_run_and_what_was_not_measured(tmp_path):
     (tmp_path / "knob").mkdir()
     row = {"verdict": "not testable here", "note": "", "mean": None, "low": None, "high": None, "n": 0}
