@@ -28,6 +28,7 @@ _HOMES = {
     "patch": "causes.patching",
     "read_run": "store",
     "read_samples": "samples",
+    "read_study": "store",
     "report": "reports",
     "run": "runs",
     "samples_from_text": "samples",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from attribution.reports import report
     from attribution.runs import RunConfig, run
     from attribution.samples import ProbeSet, Sample, read_samples, samples_from_text, write_samples
-    from attribution.store import read_run
+    from attribution.store import read_run, read_study
     from attribution.updates import update_shares
     from attribution.updates.callback import RecorderCallback
     from attribution.updates.forecast import forecast
@@ -82,6 +83,7 @@ __all__ = [
     "patch",
     "read_run",
     "read_samples",
+    "read_study",
     "report",
     "run",
     "samples_from_text",

@@ -281,6 +281,26 @@ def _recipes(given: list[str]) -> None:
     tyro.cli(recipes, args=given, prog="attribution recipes")
 
 
+def _new_recipe(given: list[str]) -> None:
+    """write a recipe to start from, and its test: attribution new-recipe my_recipe"""
+
+    def new_recipe(name: Positional[str], /, folder: str = ".") -> None:
+        """Write a commented recipe, which works as it is, and its test.
+
+        Args:
+            name: of the recipe, as my_recipe or MyRecipe.
+            folder: where the two files go.
+        """
+        from attribution.recipes.new import write_recipe
+
+        file, test = write_recipe(name, folder)
+        title = next(line.split()[1].partition("(")[0] for line in file.read_text().splitlines() if line.startswith("class "))
+        print(f"{file}  the recipe; train with it: attribution run --recipe {file}:{title} --model … --data … --probes …")
+        print(f"{test}  its test: pytest {test}")
+
+    tyro.cli(new_recipe, args=given, prog="attribution new-recipe")
+
+
 def _claims(given: list[str]) -> None:
     """the ledger of claims, as declared; with a study, their verdicts"""
 
@@ -326,6 +346,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "ls": _ls,
     "recipes": _recipes,
+    "new-recipe": _new_recipe,
     "claims": _claims,
     "samples": _samples,
     "build-world": _build_world,

@@ -46,13 +46,8 @@ class SFT(TrainerRecipe):
         from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
 
-        trainer: type = SFTTrainer
-        if not self.intervention.idle:
-            from attribution.recipes.phases import Phases, phased
-
-            trainer = phased(SFTTrainer, Phases(self.intervention, setting))
         rows = Dataset.from_list([{"input_ids": list(e.ids), "labels": e.labels} for e in setting.encoded])
-        return self.assembled(setting, trainer, SFTConfig, {"max_length": None}, train_dataset=rows)
+        return self.assembled(setting, SFTTrainer, SFTConfig, {"max_length": None}, train_dataset=rows)
 
 
 def need_contexts(samples: Sequence[Sample], who: str) -> None:

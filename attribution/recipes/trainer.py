@@ -110,7 +110,9 @@ class TrainerRecipe(Recipe):
         self.intervention.check(setting, samples=False, adapters=self.lora.rank > 0)
 
     def assembled(self, setting: Setting, trainer: Any, config: Any, arguments: dict[str, Any], **given: Any) -> Any:
-        """The trainer, of a class of TRL or of `recipes.phases`, with these settings.
+        """The trainer, of a class of TRL, a subclass of one or of `recipes.phases`, with these settings.
+
+        It is told which of its passes are updates where a set is switched off in those, unless it knows already.
 
         Args:
             setting: what to train.
@@ -125,6 +127,10 @@ class TrainerRecipe(Recipe):
 
         if self.disable_dropout:
             _without_dropout(setting.model)
+        if not self.intervention.idle and not hasattr(trainer, "phases"):
+            from attribution.recipes.phases import Phases, phased
+
+            trainer = phased(trainer, Phases(self.intervention, setting))
         try:
             made = trainer(
                 model=setting.model,

@@ -40,6 +40,7 @@ from attribution.store.columns import (
 )
 from attribution.store.files import read_json, write_atomic, write_json
 from attribution.store.reader import Run, find_runs, read_run
+from attribution.store.studies import STUDY_COLUMNS, RecordedStudy, read_study
 from attribution.store.writer import RunWriter, claim, config_hash, is_finished
 
 __all__ = [
@@ -51,7 +52,9 @@ __all__ = [
     "NORMS_KEPT",
     "OWN_MEAN",
     "SAMPLES",
+    "STUDY_COLUMNS",
     "TRAINING",
+    "RecordedStudy",
     "Run",
     "RunWriter",
     "claim",
@@ -60,6 +63,7 @@ __all__ = [
     "is_finished",
     "read_json",
     "read_run",
+    "read_study",
     "write_atomic",
     "write_json",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,27 @@ class Run:
         """Word of every unembedding row; empty when the recorder was given no tokenizer."""
         path = self.path / "vocabulary.json"
         return read_json(path) if path.exists() else []
+
+    def read(self, name: str, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
+        """Some columns and rows of a frame, without reading the rest: a record may be larger than memory.
+
+            run.read("components", ["step", "layer", "index", "share"], kind="head", probe="heldout", step=[1, 20])
+
+        Args:
+            name: of the frame, one of `COLUMNS`.
+            columns: which; all if None.
+            where: by column, the value, or the values, that a row must have there.
+
+        Raises:
+            RunError: an unknown frame or column, or a part that cannot be read.
+        """
+        if name not in COLUMNS:
+            raise RunError(f"there is no frame {name!r}; expected {', '.join(COLUMNS)}")
+        if unknown := [column for column in (*(columns or ()), *where) if column not in COLUMNS[name]]:
+            raise RunError(f"{name!r} has no column {unknown[0]!r}; expected {', '.join(COLUMNS[name])}")
+        wanted = [(column, "in", [value] if isinstance(value, str) else list(np.atleast_1d(value).tolist()))
+                  for column, value in where.items()]  # fmt: skip
+        return self._frame(name, columns=list(columns) if columns is not None else None, filters=wanted or None)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -124,12 +146,12 @@ class Run:
     def linear_grafts(self) -> pd.DataFrame:
         return self._frame("linear_grafts")
 
-    def _frame(self, name: str) -> pd.DataFrame:
+    def _frame(self, name: str, columns: list[str] | None = None, **how: Any) -> pd.DataFrame:
         files = sorted((self.path / f"{name}.parquet").glob("part-*.parquet"))
         if not files:
-            return pd.DataFrame(columns=list(COLUMNS[name]))
+            return pd.DataFrame(columns=columns or list(COLUMNS[name]))
         try:
-            parts = [pd.read_parquet(file) for file in files]
+            parts = [pd.read_parquet(file, columns=columns, **how) for file in files]
         except (OSError, ValueError) as error:
             raise RunError(f"a part of {self.path / name}.parquet cannot be read ({error}); restore it or run again") from None
         for column in parts[0].select_dtypes("category"):  # one dtype, however the rows were split into parts
