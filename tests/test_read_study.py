@@ -1,4 +1,4 @@
-"""A study read back as frames: every run's rows with its model, arm and seed, of runs or of tables alone, and no more than asked."""
+"""A study read back as frames: all rows with model, arm and seed, of runs or of tables alone, and no more than asked."""
 
 import json
 
@@ -31,21 +31,14 @@ def record(path, model, seed, share, finished=True):
 def study(tmp_path):
     for place, (arm, folder) in enumerate(ARMS.items()):
         for seed in (0, 1):
-            record(
-                tmp_path / folder / f"seed-{seed}",
-                "kindland/51",
-                seed,
-                place + 0.25 * seed,
-                finished=seed == 0 or arm == "kind",
-            )
+            done = seed == 0 or arm == "kind"
+            record(tmp_path / folder / f"seed-{seed}", "kindland/51", seed, place + 0.25 * seed, finished=done)
     return tmp_path
 
 
 def test_runs_have_their_names_and_states(study):
     found = at.read_study(study).runs.set_index(["arm", "seed"]).sort_index()
-    assert list(found.reset_index()) == [name for name in ["arm", "seed"]] + [
-        name for name in STUDY_COLUMNS["runs"] if name not in ("arm", "seed")
-    ]  # fmt: skip
+    assert set(found.reset_index()) == set(STUDY_COLUMNS["runs"])
     assert found.index.tolist() == [("cold, fitting", 0), ("cold, fitting", 1), ("kind", 0), ("kind", 1)]
     assert found["state"].tolist() == ["finished", "running", "finished", "finished"]
     assert found["hash"].tolist() == ["89abcdef"] * 2 + ["0123abcd"] * 2 and found["seconds"].isna().tolist()[1]
@@ -83,9 +76,8 @@ def test_tables_alone_are_a_study_too(tmp_path):
     frame.to_parquet(tmp_path / "frames" / "probes.parquet")
     found = read_study(tmp_path)
     assert found.runs[["arm", "hash", "seconds"]].to_numpy().tolist() == [["A", "0123abcd", 2.0]]
-    assert found.claims.iloc[0].to_dict() == {**verdict, "hash": "112a14a8"} and list(found.claims) == list(
-        STUDY_COLUMNS["claims"]
-    )
+    assert found.claims.iloc[0].to_dict() == {**verdict, "hash": "112a14a8"}
+    assert list(found.claims) == list(STUDY_COLUMNS["claims"])
     assert found.read("probes", ["metric"], arm="B").to_numpy().tolist() == [["m", "B", 0, 2.0]]
     assert len(found.probes) == 2
     with pytest.raises(RunError, match=r"no table 'steps'; it has probes: read the study where it was run"):
@@ -95,7 +87,7 @@ def test_tables_alone_are_a_study_too(tmp_path):
 
 
 def test_what_is_no_study_or_no_column_is_named(study, tmp_path_factory):
-    with pytest.raises(RunError, match=r"holds no study, neither runs nor study\.json"):
+    with pytest.raises(RunError, match=r"holds no study: neither runs nor study\.json"):
         read_study(tmp_path_factory.mktemp("empty"))
     run = read_run(study / ARMS["kind"] / "seed-0")
     with pytest.raises(RunError, match="there is no frame 'component'; expected steps, probes"):
@@ -125,6 +117,7 @@ def test_a_part_of_a_large_record_is_read_in_a_part_of_its_memory(tmp_path):
     pool = pa.default_memory_pool()
     before = pool.max_memory()
     found = read_run(tmp_path / "run").read("components", ["index", "share"], kind="head", step=7)
+    taken = pool.max_memory() - before
     assert len(found) == 100 and found["share"].iloc[-1] == pytest.approx(99e-6)
-    size = len(read_run(tmp_path / "run").parts) * 60  # bytes of all rows and columns, about
-    assert pool.max_memory() - before < size / 10
+    whole = read_run(tmp_path / "run").parts
+    assert len(whole) == 2_000_000 and taken < whole.memory_usage(deep=True).sum() / 20
