@@ -214,6 +214,24 @@ def _report(given: list[str]) -> None:
     tyro.cli(report, args=given, prog="attribution report")
 
 
+def _diff(given: list[str]) -> None:
+    """what one recipe strengthened more than another: attribution diff RUN RUN"""
+
+    def diff(one: Positional[str], other: Positional[str], /, out: str | None = None) -> None:
+        """Write the page and the summary of two recipes side by side, and print the path of the page.
+
+        Args:
+            one: a run, a directory of the runs of one arm, or STUDY:ARM for all models and seeds of an arm.
+            other: the same; the page shows other minus one.
+            out: the page; beside the runs of `other` if it is not given.
+        """
+        from attribution.reports import diff
+
+        print(diff(one, other, out))
+
+    tyro.cli(diff, args=given, prog="attribution diff")
+
+
 def _ls(given: list[str]) -> None:
     """list runs: state, steps, model, recipe, seed"""
 
@@ -344,6 +362,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "discover": _discover,
     "doctor": _doctor,
     "report": _report,
+    "diff": _diff,
     "ls": _ls,
     "recipes": _recipes,
     "new-recipe": _new_recipe,

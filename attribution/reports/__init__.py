@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from attribution.reports.summary import summary
 
 if TYPE_CHECKING:
+    from attribution.reports.comparison import diff
     from attribution.reports.page import report
     from attribution.reports.study import study_report
 
-__all__ = ["report", "study_report", "summary"]
+__all__ = ["diff", "report", "study_report", "summary"]
 
-_HOMES = {"report": "page", "study_report": "study"}
+_HOMES = {"diff": "comparison", "report": "page", "study_report": "study"}
 
 
 def __getattr__(name: str) -> Any:
