@@ -251,7 +251,9 @@ def _check_boundary(text: str, prompt: list[int], response: str, joint: list[int
 def _known(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, name: str) -> list[int]:
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids and (tokenizer.unk_token or "") not in text:
-        raise DataError(f"{name}: the tokenizer does not know a word of {text[-60:]!r}; use words of its vocabulary")
+        words = [word for word in text.split() if unknown in tokenizer.encode(word, add_special_tokens=False)]
+        which = f", {words[0]!r}" if words else ""
+        raise DataError(f"{name}: the tokenizer does not know a word of {text[-60:]!r}{which}; use words of its vocabulary")
     return ids
 
 

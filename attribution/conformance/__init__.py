@@ -55,3 +55,9 @@ def asked(config: pytest.Config) -> tuple[str, dict[str, Any]]:
             "no recipe is named; say pytest --recipe path/to/file.py:Name, or override the fixture `recipe`"
         )
     return name, json.loads(config.getoption("--recipe-settings"))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Which recipe it is, above the tests."""
+    name = config.getoption("--recipe", default=None)
+    return None if name is None else f"attribution: conformance of the recipe {name}"

@@ -6,6 +6,8 @@ Each run is a few steps of an embedded model. A file of tests of your own may im
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,12 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from attribution.cli import main
 from attribution.conformance import asked
 from attribution.errors import AttributionError
+from attribution.models import locate
 from attribution.recipes import Recipe, recipe_named
 from attribution.runs import RunConfig, run, stages
 from attribution.runs.stages import KEPT
-from attribution.samples import Sample, write_samples
+from attribution.samples import Sample, read_samples, write_samples
 from attribution.store import COLUMNS, read_run
 from attribution.updates.callback import RecorderCallback
 from attribution.updates.seam import plain
@@ -33,11 +37,14 @@ __all__ = [
     "test_adapters_are_trained_and_recorded_as_what_they_change",
     "test_another_seed_is_another_training",
     "test_controls_can_be_applied",
+    "test_half_the_batch_twice_is_the_whole_batch_once",
     "test_it_trains_and_every_step_is_recorded",
     "test_recording_changes_nothing",
     "test_settings_are_plain_and_unknown_ones_refused",
+    "test_the_command_line_takes_it_and_its_config_replays",
     "test_the_same_seed_gives_the_same_weights",
     "test_what_a_mechanism_is_kept_from_it_does_not_learn",
+    "test_what_is_prepared_depends_on_the_seed_alone",
     "trained",
 ]  # fmt: skip
 
@@ -77,7 +84,7 @@ class OfRecipe(NamedTuple):
     def need(self, setting: str) -> None:
         """Skip the test of a recipe without this setting."""
         if not self.has(setting):
-            pytest.skip(f"{self.name} has no setting {setting!r}")
+            pytest.skip(f"{self.name} has no setting {setting!r}, and need not have it")
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +148,6 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _start() -> dict[str, torch.Tensor]:
-    from attribution.models import locate
-
     return load_file(Path(locate("planted")) / "model.safetensors")
 
 
@@ -159,6 +164,25 @@ def test_settings_are_plain_and_unknown_ones_refused(of_recipe: OfRecipe) -> Non
     assert RunConfig.model_validate_json(config.model_dump_json()).model_dump() == config.model_dump()
     with pytest.raises(ValueError, match="no_such_setting"):
         recipe(**of_recipe.settings, no_such_setting=1)
+
+
+def test_what_is_prepared_depends_on_the_seed_alone(of_recipe: OfRecipe) -> None:
+    """And preparing leaves the model and all random numbers as they were."""
+    given = stages.read(of_recipe.config(), False)
+    samples = read_samples(given.config.data)
+    before = {name: value.clone() for name, value in given.model.state_dict().items()}
+    random.seed(5)
+    torch.manual_seed(5)
+    states = random.getstate(), torch.get_rng_state()
+    prepare = given.config.training.prepare
+    one, again, other = (prepare(samples, given.model, given.tokenizer, seed) for seed in (0, 0, 1))
+    assert one == again, "one seed gave two sets of samples"
+    assert (random.getstate(), torch.get_rng_state().tolist()) == (states[0], states[1].tolist()), "random numbers were used up"
+    assert _same(dict(given.model.state_dict()), before), "the model was changed"
+    drawn = [sample.response for sample in one] != [sample.response for sample in samples]
+    if drawn and one == other:
+        told = "`prepare` gives other responses, the same for two seeds; if it draws them, let the seed decide"
+        warnings.warn(told, stacklevel=1)
 
 
 def test_it_trains_and_every_step_is_recorded(of_recipe: OfRecipe, trained: Callable[..., Trained]) -> None:
@@ -191,6 +215,35 @@ def test_recording_changes_nothing(of_recipe: OfRecipe, trained: Callable[..., T
     recorded = trained().weights
     odd = [name for name, value in recorded.items() if not torch.equal(value, bare[name])]
     assert not odd, f"{odd[0]} differs"
+
+
+def test_half_the_batch_twice_is_the_whole_batch_once(of_recipe: OfRecipe, trained: Callable[..., Trained]) -> None:
+    """One step of SGD without clipping, on samples that are given, of one forward pass or of two."""
+    of_recipe.need("accumulation")
+    of_recipe.need("optimizer")
+    if of_recipe.has("completion_length"):
+        pytest.skip("it trains on completions that it samples, other ones for another batch")
+    plain = {"max_steps": 1, "optimizer": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
+    whole = trained({**plain, "batch_size": 8, "accumulation": 1}).weights
+    halves = trained({**plain, "batch_size": 4, "accumulation": 2}).weights
+    start = _start()
+    for name, value in whole.items():
+        moved = (value - start[name]).norm()
+        assert (halves[name] - value).norm() <= 1e-3 * moved + 1e-6, (
+            f"{name} moves {float((halves[name] - start[name]).norm() / moved):.2f} times as far; does the loss divide by "
+            "`num_items_in_batch`?"
+        )
+
+
+def test_the_command_line_takes_it_and_its_config_replays(
+    of_recipe: OfRecipe, trained: Callable[..., Trained], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(of_recipe.config().model_dump_json(), encoding="utf-8")
+    for place, given in (("first", file), ("again", tmp_path / "first" / "config.json")):
+        ended = main(["run", str(given), "--recipe", of_recipe.name, "--out", str(tmp_path / place)])
+        assert ended == 0, capsys.readouterr().err
+        assert _same(_weights(tmp_path / place), trained().weights), "it came to another end than the same run from Python"
 
 
 def test_a_stopped_training_goes_on_to_the_same_end(

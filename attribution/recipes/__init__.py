@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attribution.errors import ConfigError
-from attribution.recipes.files import defined
+from attribution.recipes.files import defined as defined
 
 if TYPE_CHECKING:
     from attribution.mechanisms import Mechanisms
@@ -135,8 +135,10 @@ def register(name: str) -> Callable[[type[Recipe]], type[Recipe]]:
     """Make a recipe available under a name in this process.
 
     Raises:
-        ConfigError: the name is taken by another recipe.
+        ConfigError: the name is taken by another recipe, or is none.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f'{name!r} is no name; say @register("my_recipe") above the class')
 
     def keep(recipe: type[Recipe]) -> type[Recipe]:
         taken = _registered.get(name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,39 @@ def defined(name: str, what: str) -> Any:
         ConfigError: there is no such file, it cannot be imported, or it defines no such name.
     """
     path, _, attribute = name.rpartition(":")
-    file = Path(path)
-    spec = importlib.util.spec_from_file_location(f"attribution_{what}_{file.stem}", file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"there is no {what} file {path}; name it as path/to/file.py:name")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: whatever it raises is theirs to read
-        raise ConfigError(f"{what} file {path} fails on import ({type(error).__name__}: {error})") from error
+    module = _loaded(Path(path), what)
     if not hasattr(module, attribute):
         raise ConfigError(f"{path} defines no {attribute!r}; name the {what} after the colon")
     return getattr(module, attribute)
+
+
+def named(settings: Any) -> list[str]:
+    """Every file that plain settings name as `path/to/file.py:name`, in order, however deep it stands."""
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        return list(dict.fromkeys(file for value in settings for file in named(value)))
+    found = re.fullmatch(r"(.+\.py):\w+", settings) if isinstance(settings, str) else None
+    return [found[1]] if found and Path(found[1]).is_file() else []
+
+
+def _loaded(file: Path, what: str) -> Any:
+    """The file as a module: the same one as long as its content is the same, so that its classes are themselves again."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        raise ConfigError(f"there is no {what} file {file}; name it as path/to/file.py:name") from None
+    digest = hashlib.sha256(str(file.resolve()).encode() + b"\n" + content).hexdigest()[:12]
+    name = f"attribution_{what}_{file.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file} is no Python file; name the {what} as path/to/file.py:name")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where whoever reads a class's source looks for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code: whatever it raises is theirs to read
+        del sys.modules[name]
+        raise ConfigError(f"{what} file {file} fails on import ({type(error).__name__}: {error})") from error
+    return module

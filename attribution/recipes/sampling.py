@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
 
 from attribution.capture import evaluating
+from attribution.errors import ConfigError
 from attribution.recipes.phases import PhasedTrainer
 from attribution.recipes.rewards import Reward
 from attribution.samples import Completion, Encoded, Sample, encode
@@ -119,13 +120,19 @@ class SamplingTrainer(PhasedTrainer):
 
 
 def sampled(
-    model: Any, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, temperature: float, seed: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, temperature: float = 1.0, seed: int
 ) -> list[Sample]:
     """The samples with responses that the model itself gives, of at most as many tokens as those given.
 
     As text, which is tokenized anew where it is used. Contrasts are left out. The model and all random state stay as they
-    were.
+    were. A sample that stands there several times gets as many responses, drawn independently.
+
+    Raises:
+        ConfigError: a temperature that is not above 0.
+        DataError: samples that cannot be encoded.
     """
+    if not temperature > 0:
+        raise ConfigError(f"a temperature of {temperature}; expected more than 0")
     encoded = encode(tokenizer, samples)
     found: dict[int, str] = {}
     alike: dict[tuple[int, int], list[int]] = {}

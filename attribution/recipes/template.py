@@ -67,8 +67,9 @@ class Template(TrainerRecipe):
                 trained = labels != -100
                 losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where -100
                 place = trained.cumsum(1) - 1  # of a token in its response
-                weights = trained * fading ** place.clamp(min=0)
-                loss = (weights * losses).sum() / weights.sum()
+                # All passes of one optimizer step are added up: divide by what all of them hold, not by what this one does.
+                tokens = trained.sum() if num_items_in_batch is None else num_items_in_batch
+                loss = (fading ** place.clamp(min=0) * losses).sum() / tokens
                 return (loss, outputs) if return_outputs else loss
 
         rows = Dataset.from_list([{"input_ids": list(e.ids), "labels": e.labels} for e in setting.encoded])

@@ -69,7 +69,7 @@ class Intervention(BaseModel):
         if self.reference == "mean" and not setting.neutral:
             raise ConfigError("intervention: the mean is over counterfactuals, and there are none; give --counterfactuals")
         if self.sampling == "ablated" and not samples:
-            raise ConfigError("intervention: this recipe samples nothing, so that nothing can be ablated while sampling")
+            raise ConfigError("intervention: this recipe samples nothing while it trains, so that nothing can be ablated then")
         if self.updating == "stopped" and adapters:
             raise ConfigError(
                 "intervention: heads and neurons share the matrices of an adapter, whose gradient cannot be stopped for some "

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from attribution.errors import ConfigError
 from attribution.recipes import Recipe, recipe_named
+from attribution.recipes.files import named
 from attribution.recipes.sft import SFT
 from attribution.store import config_hash
 
@@ -64,7 +65,8 @@ class RunConfig(BaseModel):
         keep: write the trained model too, as a folder that any other run can begin from.
         checkpoint_seconds: a run that is killed loses at most what it did in this time; its checkpoints are removed when it is
             finished. None: none are asked for, and those that the recipe asks for are kept.
-        inputs: SHA-256 of every file of samples and sets; filled in by the run, and checked when it is replayed.
+        inputs: SHA-256 of every file of samples and sets, and of code (recipe, reward); filled in by the run, and
+            checked when it is replayed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -162,6 +164,7 @@ def digests(config: RunConfig) -> dict[str, str]:
         *config.counterfactuals,
         *config.watched,
         *filter(None, [config.sets, config.compared]),
+        *named([config.recipe, config.training.model_dump(mode="json")]),
     ):
         try:
             found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()

@@ -1,8 +1,8 @@
 """Best-of-n distillation with a penalty on leaving the model before training.
 
-Before training the model answers every sample's prompt, in its context, n times, with at most as many tokens as the given response
-has. The answer with the highest reward, the first of equals, becomes the response, also where no answer is rewarded. The model is
-then finetuned on these; the loss per token of a response is its cross-entropy plus beta * KL(model now || model before training).
+Before training the model answers every sample's prompt, in its context, n times, with at most as many tokens as the given
+response has. The answer with the highest reward becomes the response; of equals the first, also where none is rewarded. Then
+the model is finetuned on these. The loss per token is its cross-entropy plus beta * KL(model now || model before training).
 
     attribution run --recipe best_of_n.py:BestOfN --model planted --data train.jsonl --probes heldout.jsonl --training.n 8
     pytest --recipe best_of_n.py:BestOfN
@@ -10,16 +10,14 @@ then finetuned on these; the loss per token of a response is its cross-entropy p
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from attribution.errors import ConfigError, DataError
-from attribution.recipes import Setting
+from attribution.errors import DataError
+from attribution.recipes import Setting, defined
 from attribution.recipes.trainer import TrainerRecipe
 
 if TYPE_CHECKING:
@@ -57,8 +55,6 @@ class BestOfN(TrainerRecipe):
         super().check(setting)
         if any(sample.weight != 1 for sample in setting.samples):
             raise DataError("best of n weighs all samples equally; leave their weights out")
-        if self.intervention.components and self.intervention.sampling != "intact":
-            raise ConfigError("best of n samples before training, from the intact model; leave intervention.sampling intact")
 
     def build(self, setting: Setting) -> Any:
         import copy
@@ -83,9 +79,8 @@ class BestOfN(TrainerRecipe):
                     with torch.no_grad():
                         then = before.to(now.device)(**given).logits[:, :-1][trained].float().log_softmax(-1)
                     loss = loss + beta * (now.exp() * (now - then)).sum()
-                loss = loss / (
-                    trained.sum() if num_items_in_batch is None else num_items_in_batch
-                )  # of all accumulated batches
+                tokens = trained.sum() if num_items_in_batch is None else num_items_in_batch  # the latter of all accumulated
+                loss = loss / tokens
                 return (loss, outputs) if return_outputs else loss
 
         rows = Dataset.from_list([{"input_ids": list(e.ids), "labels": e.labels} for e in setting.encoded])
@@ -95,19 +90,15 @@ class BestOfN(TrainerRecipe):
 def reward_named(name: str) -> Callable[[str, str, Sample], float]:
     if name == "response":
         return lambda prompt, response, sample: float(response.startswith(sample.response))
-    path, _, function = name.rpartition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"reward {name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise ConfigError(f"reward {name}: {path} defines no function {function}")
-    return getattr(module, function)
+    return defined(name, "reward")
 
 
 def rewarded(reward: Callable[[str, str, Sample], float], sample: Sample, response: str) -> float:
-    value = reward(sample.context + sample.prompt, response, sample)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"the reward of {response!r} to {sample.prompt!r} is {value!r}; it must be a finite number")
+    asked = f"{response!r} to {sample.prompt!r}"
+    try:
+        value = float(reward(sample.context + sample.prompt, response, sample))
+    except Exception as e:
+        raise DataError(f"the reward of {asked} failed: {type(e).__name__}: {e}") from e
+    if not math.isfinite(value):
+        raise DataError(f"the reward of {asked} is {value}; it must be finite")
     return value
