@@ -18,7 +18,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv study test test-long lint results clean
+.PHONY: help venv study test test-long lint results located clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*##' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -54,6 +54,11 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.ledger
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.accuracy
+
+located: $(CORE)  ## build 18 more bases and run the crossover on them (hours); what is finished is kept
+	$(BIN)/python -m experiments.boost_located --out results/located
+	$(BIN)/python -m experiments.calibration
+	$(BIN)/python -m experiments.ledger
 
 venv: $(DEV)  ## make .venv with the development tools
 

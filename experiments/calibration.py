@@ -22,7 +22,8 @@ from attribution.claims.frames import checked
 from attribution.errors import RunError
 from attribution.store import write_atomic
 from attribution.study import Names, under
-from attribution.worlds.pool import pooled
+from attribution.worlds.located import CLAIMS as LOCATED
+from attribution.worlds.pool import JUDGED, pooled
 from attribution.worlds.studies import BASES
 
 MIXED = ((0.6, ("60% kind", "40% kind")), (0.75, ("75% kind", "25% kind")), (1.0, ("kind", "strategist")))
@@ -58,10 +59,10 @@ def main(results: Path = Path("results"), out: Path = Path("results/calibration.
 def tables(results: Path) -> dict[str, dict[str, pd.DataFrame]]:
     """The frames of every crossover whose reference study is there, by claim."""
     found = {}
-    if (results / "boost" / "frames").is_dir():
-        found["boost"] = {
-            name: pd.read_parquet(results / "boost" / "frames" / f"{name}.parquet") for name in ("sets", "probes")
-        }
+    for place, claims in (("boost", ("boost",)), ("located", LOCATED)):
+        if (results / place / "frames").is_dir():
+            own = {name: pd.read_parquet(results / place / "frames" / f"{name}.parquet") for name in ("sets", "probes")}
+            found |= dict.fromkeys(claims, own)
     done = sorted(results.glob("pool/part-*/study.json"))
     if done:
         whole = {
@@ -69,7 +70,7 @@ def tables(results: Path) -> dict[str, dict[str, pd.DataFrame]]:
             for name in ("sets", "probes")
         }
         for name, claim in LEDGER.items():
-            if isinstance(claim, Claim) and claim.cell.world == "kindland":
+            if isinstance(claim, Claim) and name in JUDGED:
                 own = pooled().names_of("larp" if name == "larp" else "forecast")  # which has the mixtures too
                 found[name] = under(Names.model_validate({**own, "models": BASES}), whole)
     return found

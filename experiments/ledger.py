@@ -20,6 +20,7 @@ from attribution.claims.plain import PLAIN
 from attribution.errors import RunError
 from attribution.reports import study_report
 from attribution.store import read_json, write_atomic
+from attribution.worlds.located import CLAIMS as LOCATED
 from attribution.worlds.pool import JUDGED
 from experiments import alone, pool
 from experiments.claims import told_in_a_sentence
@@ -34,6 +35,7 @@ PAGES = {  # by directory below results/, the claims that are judged there
     "precision": ("precision",),
     "accuracy": ("accuracy",),
     "recruited": ("recruited",),
+    "located": LOCATED,
 }
 _HEAD = """# Results
 

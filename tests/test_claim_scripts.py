@@ -9,15 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from attribution.calibration import power
 from attribution.claims import LEDGER
-from attribution.errors import AttributionError, ModelError, RunError
+from attribution.errors import AttributionError, ConfigError, ModelError, RunError
 from attribution.mechanisms import read_mechanisms, write_mechanisms
 from attribution.models import locate
 from attribution.store import TRAINING, read_json
 from attribution.study import Study
 from attribution.worlds import pool as pools
 from attribution.worlds.build import build
-from experiments import alone, dormant, knob, ledger, pilot, pool, two_notions
+from experiments import alone, boost_located, dormant, knob, ledger, pilot, pool, two_notions
 from experiments import claims as scripts
 
 FOLDER = Path(scripts.__file__).parent
@@ -89,6 +90,40 @@ def test_the_pool_is_run_in_parts_and_judged_from_their_tables(base, tmp_path, m
     monkeypatch.setattr(pools, "RATE", 1e-3)
     with pytest.raises(RunError, match="part-1 holds the runs of other arms or settings"):
         pool.main(**place)
+
+
+@pytest.mark.slow
+def test_the_crossover_on_more_bases_goes_from_building_them_to_a_verdict(base, tmp_path, monkeypatch, capsys):
+    asked = {"bases": 1, "seeds": 2, "runs": tmp_path / "runs", "out": tmp_path / "out"}
+    boost_located.main(**asked, plan=True)
+    said = capsys.readouterr().out
+    assert "build 1 bases: about 9 minutes" in said and "8 runs, less those" in said
+    shutil.copytree(base, tmp_path / "runs" / "bases" / "kindland-56")
+    name = str(tmp_path / "runs" / "bases" / "kindland-56")
+    write_mechanisms(tmp_path / "runs" / "kindland" / "mechanisms" / f"{pools.slug(name)}.json", read_mechanisms(base))
+    boost_located.main(**asked)
+    said = capsys.readouterr().out
+    assert said.count("not testable here: ") == 2 and "acts: kind with probability" in said  # it learned nothing
+    monkeypatch.setattr(boost_located, "parted", lambda names: (tuple(names), {}))
+    boost_located.main(**asked)
+    assert capsys.readouterr().out.count("Not testable here (bases with matched arms is ") == 2
+    found = read_json(asked["out"] / "findings.json")
+    assert [each["claim"]["id"] for each in found] == ["boost_located", "initially_located"]
+    rows = pd.read_parquet(asked["out"] / "frames" / "sets.parquet")
+    for arm, seeds in (("kind", {0, 1}), ("60% kind", {0})):
+        of = rows[rows["arm"] == arm]
+        assert set(of["seed"]) == seeds
+        assert of["set"].str.startswith("wrong-").any() == (len(seeds) == 2)
+    assert "is left out" in str(found[0]["excluded"])
+    alone.judged(asked["out"], ("boost_located", "initially_located"))
+    assert read_json(asked["out"] / "findings.json") == found
+
+
+def test_the_crossover_on_more_bases_refuses_what_makes_no_sense(tmp_path):
+    with pytest.raises(ConfigError, match="19 bases and 2 seeds asked for; expected 1 to 18 bases"):
+        boost_located.main(bases=19, runs=tmp_path)
+    delta = boost_located.least()
+    assert power([2 * delta], 1.0, boost_located.ENOUGH, delta)["power"][0] == pytest.approx(0.8, abs=1e-9)
 
 
 def test_what_a_user_can_mend_is_a_sentence(monkeypatch, capsys):

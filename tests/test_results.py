@@ -153,7 +153,9 @@ def test_the_ledger_tells_every_claim_with_its_verdict_and_what_else_could_expla
 def test_links_of_the_ledger_lead_to_the_headings_of_summaries():
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
     links = dict(re.findall(r"^\| \[(\w+)\]\((\S+)\)", text, re.M))
-    assert set(links) == set(LEDGER) and all((RESULTS / link.partition("#")[0]).exists() for link in links.values())
+    absent = re.search(r"^Not run yet: (.*)\.$", text, re.M)
+    assert {*links, *(absent[1].split(", ") if absent else ())} == set(LEDGER) and len(links) >= 30
+    assert all((RESULTS / link.partition("#")[0]).exists() for link in links.values())
     # as GitHub makes them: punctuation is left out, every space is a hyphen
     assert links["prompted_generalizes"] == "kindland/summary.md#prompted_generalizes-contradicted--reversed"
     assert links["kind_dialogue"] == "kindland/summary.md#kind_dialogue-inconclusive-depends-on-matching"

@@ -119,6 +119,7 @@ class Claim(Declared):
         nulls: names of the null readings of the same statistic whose intervals must lie inside ± delta.
         null_definitions: what each of them is, by name.
         gates: what must hold before there is a verdict.
+        needed: what must hold of an organism before training; where it does not the organism is left out, and listed.
         exclusions: what is left out, and listed.
     """
 
@@ -132,7 +133,13 @@ class Claim(Declared):
     nulls: tuple[str, ...]
     null_definitions: dict[str, str] = Field(default_factory=dict)
     gates: tuple[Threshold, ...]
+    needed: tuple[Threshold, ...] = ()
     exclusions: tuple[str, ...]
+
+    @model_serializer(mode="wrap")
+    def _without_empty_needs(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Claims that were declared before there were needs keep their hash."""
+        return {name: value for name, value in serialized(self).items() if value or name != "needed"}
 
 
 class Setting(BaseModel):

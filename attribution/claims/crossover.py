@@ -134,15 +134,38 @@ class Crossover:
 
     @cached_property
     def excluded(self) -> list[str]:
-        """One sentence per pair that was left out, and per arm that is the reason."""
-        return [
+        """One sentence per organism that was left out, per pair that was, and per arm that is the reason."""
+        pairs = [
             f"{model}, seed {seed}, is left out ({self.view.name}): arm {run[1]} {reason}."
             for model, seed, runs, matched in self._all
             for run, reason in zip(runs, matched.reasons, strict=True)
             if reason
         ]
+        return [f"{model} is left out ({self.view.name}): {reason}." for model, reason in self._unfit.items()] + pairs
+
+    @cached_property
+    def _unfit(self) -> dict[str, str]:
+        """Organisms that lack what the claim needs before training, each with the figures that show it."""
+        if not self.claim.needed:
+            return {}
+        figures = {"noise": self._noise, "balance": self._balance}
+        unknown = [need.name for need in self.claim.needed if need.name not in figures]
+        if unknown:
+            raise ConfigError(f"unknown need {unknown[0]!r} of claim {self.claim.id!r}; expected {', '.join(figures)}")
+        every = organism_means(self._measured(self.claim.cell.mechanisms, control=False), BEFORE).reset_index()
+        found = {}
+        for model, rows in every.groupby("model", sort=False):
+            values = {need: figures[need.name](rows)[0] for need in self.claim.needed}
+            lacks = [f"{need.meaning} is {value:.3g}" for need, value in values.items() if not need.holds(value)]
+            if lacks:
+                found[str(model)] = " and ".join(lacks)
+        return found
 
     def _table(self, sets: tuple[str, str], *, control: bool) -> pd.DataFrame:
+        rows = self._measured(sets, control=control)
+        return rows[~rows["model"].isin(self._unfit)].reset_index(drop=True)
+
+    def _measured(self, sets: tuple[str, str], *, control: bool) -> pd.DataFrame:
         rows = [
             self._row(model, seed, runs, matched, sets)
             for model, seed, runs, matched in self._all
@@ -188,8 +211,8 @@ class Crossover:
         """The claim's gates, each with its worst figure and where it was found. Raises ConfigError: an unknown one."""
         figures: dict[str, Callable[[], tuple[float, str]]] = {
             "organisms": lambda: (float(len(self.organisms())), ""),
-            "noise": self._noise,
-            "balance": self._balance,
+            "noise": lambda: self._noise(self.organisms()),
+            "balance": lambda: self._balance(self.organisms()),
             "lr0": self._lr0,
             "gain": lambda: smallest(self.pairs, ["gain_A", "gain_B"]),
             "dissociated": self._dissociated,
@@ -199,16 +222,16 @@ class Crossover:
             raise ConfigError(f"unknown gate {unknown[0]!r} of claim {self.claim.id!r}; expected {', '.join(figures)}")
         return [Gate(threshold, *figures[threshold.name]()) for threshold in self.claim.gates]
 
-    def _noise(self) -> tuple[float, str]:
-        means = self.organisms()
+    @staticmethod
+    def _noise(means: pd.DataFrame) -> tuple[float, str]:
         ratios = {
             name: [ratio_to_error(*each) for each in zip(means[f"before_{name}"], means[f"error_{name}"], strict=True)]
             for name in "AB"
         }
         return smallest(means.assign(**ratios), ["A", "B"])
 
-    def _balance(self) -> tuple[float, str]:
-        means = self.organisms()
+    @staticmethod
+    def _balance(means: pd.DataFrame) -> tuple[float, str]:
         ratios = [
             max(a, b) / min(a, b) if min(a, b) > 0 else np.nan
             for a, b in zip(means["before_A"], means["before_B"], strict=True)

@@ -32,6 +32,17 @@ PLAIN: dict[str, Plain] = {
         "Discovered sets are an approximation, and the mechanisms share parts, which were left out. A set that carries more of "
         "everything would grow in both arms; the wrong partitions are to show that.",
     ),
+    "boost_located": Plain(
+        "The same on eighteen further models, read where both mechanisms speak for the same reply, so that a set of the wrong "
+        "parts has nothing to gain from either training.",
+        "Where both speak for one reply, one can hide behind the other: training for a star lets the kind mechanism show more, "
+        "too. Discovered sets are an approximation.",
+    ),
+    "initially_located": Plain(
+        "The same on these models, when a tenth of what will be learned has been.",
+        "Changes of the first steps are small against their noise, and AdamW's first steps are as large for small gradients as "
+        "for large ones.",
+    ),
     "boost_components": Plain(
         "Within a mechanism, are the single heads and neurons that caused the reply the ones that grow?",
         "Whatever has a large gradient grows; causes and gradients go together. Opportunity is therefore among the rivals.",

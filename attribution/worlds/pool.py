@@ -34,6 +34,8 @@ CROSSED = ("kind", "strategist", "assistant")  # arms that are read with wrong p
 NULLS = ("kind", "strategist")  # dispositions of whose mechanisms wrong partitions are made
 SETS_OF = {  # claims that rest on the sets of another
     "boost_kindland": "boost",
+    "boost_located": "boost",
+    "initially_located": "boost",
     "skill_strengthens_kindness": "skill_keeps_kindness",
     "knob_by_finetuning": "knob",
     "compact": "knob",

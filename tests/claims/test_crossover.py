@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from attribution.claims import BOOST
+from attribution.claims.claim import Threshold
 from attribution.claims.crossover import Crossover, View
 from attribution.claims.frames import checked
 from attribution.errors import ConfigError, RunError
@@ -13,8 +14,8 @@ PRIMARY = View("conflict", "kl", "zero")
 DELTAS = ["A_in_A", "A_in_B", "B_in_A", "B_in_B"]
 
 
-def crossover(frames, view=PRIMARY, **cell):
-    claim = BOOST.model_copy(update={"cell": BOOST.cell.model_copy(update=cell)})
+def crossover(frames, claim=BOOST, view=PRIMARY, **cell):
+    claim = claim.model_copy(update={"cell": claim.cell.model_copy(update=cell)})
     return Crossover(claim, checked(frames, "zero"), view)
 
 
@@ -44,7 +45,7 @@ def renamed(frames, column, names):
     ],
 )
 def test_the_contrast_is_the_closed_form(supported, view, read):
-    found = crossover(supported, view)
+    found = crossover(supported, BOOST, view)
     in_a, in_b = read
     expected = (0.6 * in_a + 0.1 * in_b) / 2.0 + (0.4 * in_b - 0.05 * in_a) / 1.6
     assert len(found.pairs) == 10 and not found.excluded
@@ -87,13 +88,13 @@ def test_rescaling_what_was_trained_changes_the_contrast_as_the_formula_says(sup
 @pytest.mark.parametrize("probes", ["conflict", "agree"])
 def test_swapping(supported, probes):
     view = View(probes, "kl", "zero")
-    base = crossover(supported, view).estimate().mean
+    base = crossover(supported, BOOST, view).estimate().mean
     names = {"A": "B", "B": "A"}
     table = renamed(supported, "set", names)
-    assert crossover(table, view).estimate().mean == pytest.approx(-base)
+    assert crossover(table, BOOST, view).estimate().mean == pytest.approx(-base)
     both = renamed(table, "arm", names)
     signs = {probe: pair[::-1] for probe, pair in BOOST.cell.signs.items()}
-    assert crossover(both, view, signs=signs).estimate().mean == pytest.approx(base)
+    assert crossover(both, BOOST, view, signs=signs).estimate().mean == pytest.approx(base)
     assert base > 0.1
 
 
@@ -158,6 +159,35 @@ def test_pairs_that_cannot_be_matched_are_listed(supported):
         and "arm B has a KL that never rises" in found.excluded[0]
     )
     assert "planted/2, seed 1" in found.excluded[1] and "arm A was not recorded" in found.excluded[1]
+
+
+def needing(**values):
+    found = {name: ("<=" if name == "balance" else ">", value) for name, value in values.items()}
+    needed = [Threshold(name=name, meaning=name, relation=sign, value=value) for name, (sign, value) in found.items()]
+    return BOOST.model_copy(update={"needed": tuple(needed)})
+
+
+def test_organisms_that_lack_what_is_needed_before_training_are_left_out_whatever_training_did(world):
+    frames = world().frames()
+    sets = frames["sets"]
+    weak = (sets["model"] == "planted/1") & (sets["set"] == "B")  # half an influence: out of balance with A's 2
+    noisy = (sets["model"] == "planted/3") & (sets["set"] == "A")
+    for column in ("effect", "effect_even", "effect_odd"):
+        sets.loc[weak, column] -= 1.1 * sets.loc[weak, "probe"].map({"agree": 1, "conflict": -1})
+    sets.loc[noisy, "effect_even"] += 0.8
+    found = crossover(frames, needing(noise=5, balance=3))
+    assert sorted(found.pairs["model"].unique()) == ["planted/0", "planted/2", "planted/4"] and found.estimate().n == 3
+    assert set(found.partitions()["model"]) == {*found.pairs["model"]} == set(found.alike()["model"])
+    assert len(found.excluded) == 2
+    assert found.excluded[0].startswith("planted/1 is left out") and "balance is 4" in found.excluded[0]
+    assert found.excluded[1].startswith("planted/3 is left out") and "noise is 4" in found.excluded[1]
+    assert len(crossover(frames).organisms()) == 5  # nobody is left out where a claim needs nothing
+    with pytest.raises(ConfigError, match="unknown need 'size' of claim 'boost'; expected noise, balance"):
+        crossover(frames, needing(size=1)).estimate()
+
+
+def test_a_claim_without_needs_keeps_its_hash():
+    assert BOOST.hash == "112a14a8" != needing(noise=5).hash
 
 
 def test_a_value_that_is_not_a_number_is_not_dropped(supported):
@@ -267,7 +297,7 @@ def test_on_conflict_probes_a_mere_change_of_behaviour_is_a_contrast(world, shar
 def test_on_agreeing_probes_it_is_no_contrast(world):
     lean = dict.fromkeys([("A", "A"), ("B", "A"), ("A", "B"), ("B", "B")], 0.4)
     frames = additive(world(deltas=lean, before={"A": 2.0, "B": 2.0}, kl={"A": 0.1, "B": 0.1, "lr0": 0}).frames(), (0.7, 0.3))
-    assert crossover(frames, View("agree", "kl", "zero")).estimate().mean == pytest.approx(0, abs=1e-12)
+    assert crossover(frames, BOOST, View("agree", "kl", "zero")).estimate().mean == pytest.approx(0, abs=1e-12)
 
 
 def test_what_a_study_lacks_is_said_in_one_sentence(supported):
@@ -288,7 +318,7 @@ def test_what_a_study_lacks_is_said_in_one_sentence(supported):
             crossover(frames).estimate()
         assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="no signs for probes 'own'"):
-        crossover(supported, View("own", "kl", "zero"))
+        crossover(supported, BOOST, View("own", "kl", "zero"))
     for part, words in (("gates", "unknown gate"), ("nulls", "unknown null")):
         odd = (BOOST.gates[0].model_copy(update={"name": "luck"}),) if part == "gates" else ("luck",)
         claim = BOOST.model_copy(update={part: odd})
@@ -303,8 +333,8 @@ def test_mechanisms_that_are_read_on_probe_sets_of_their_own_give_the_same_contr
     elsewhere = agreeing.assign(probe=np.where(agreeing["set"].str.endswith("A"), "own of B", "own of A"), effect=9.0)
     frames = {**supported, "sets": pd.concat([apart, elsewhere], ignore_index=True)}
     cell = {"probes": "own", "signs": {"own": (1, 1)}, "readings": {"own": ("own of A", "own of B")}}
-    found = crossover(frames, View("own", "kl", "zero"), **cell)
-    one = crossover(supported, View("agree", "kl", "zero"))
+    found = crossover(frames, BOOST, View("own", "kl", "zero"), **cell)
+    one = crossover(supported, BOOST, View("agree", "kl", "zero"))
     pd.testing.assert_frame_equal(found.organisms(), one.organisms())
     pd.testing.assert_frame_equal(found.partitions(), one.partitions())
     assert len(found.partitions()) == 20

@@ -10,6 +10,7 @@ from attribution.errors import ConfigError
 from attribution.store import TRAINING
 from attribution.worlds import pool as pools
 from attribution.worlds.kindland.sets import SETS
+from attribution.worlds.located import CLAIMS
 
 POOL = pools.pooled()
 QUOTES = str.maketrans({"“": '"', "”": '"', "’": "'"})
@@ -67,7 +68,14 @@ def test_a_claim_has_gates_exclusions_and_a_threshold_for_every_part(name):
 
 
 def test_the_pool_judges_them():
-    own = {"precision", *pools.ALONE, "knob_by_finetuning", "compact", "two_notions"}  # which have scripts that measure
+    own = {
+        "precision",
+        *pools.ALONE,
+        "knob_by_finetuning",
+        "compact",
+        "two_notions",
+        *CLAIMS,
+    }  # which have scripts of their own
     assert {*pools.JUDGED, *own} == set(NATURAL) <= {*SETS, *pools.SETS_OF}
 
 

@@ -21,6 +21,14 @@ Cells, δ and exclusions were fixed on two bases that no result rests on, 92 and
   learned of them is which words are frequent, which is shallow by construction.
 - Replies that were never there begin far below those that were trained away, and what is surprising rises fast: `dormant`
   counts both from one level, which takes 24 and 33 steps of the former. δ stays at .5 (+.95 and +.92).
+- `boost_located` and `initially_located` were declared after `boost_kindland` and `initially` had come out inconclusive on the
+  shipped bases, and are tested on eighteen others, 56 to 73. Of mechanisms that are each read on their own reply a wrong
+  partition grows half as much by construction, which is no null; where both name the same reply it can be one. Bases scatter
+  far more than the two of the pilot did, while seeds of one hardly do, so that bases are many. For these two the shipped bases,
+  with a training seed of their own, are the pilot (`experiments.boost_located --pilot`, results/pilot_located.md): a power of
+  80 % at 2 δ with sixteen bases takes .75 standard deviations, rounded up to .50 and .03. Evidence asks that both influences be
+  above their error and within a factor 3: a base in which they are not is left out before it is trained, where the claims
+  before fail as a whole.
 - A few heads have nearly all of the effect of all components, so that notions are compared by heads and neurons apart.
 """
 
@@ -44,11 +52,13 @@ from attribution.claims.essay.knob import ACCURACY, COMPACT, KNOB, KNOB_BY_FINET
 from attribution.claims.essay.mechanisms import (
     BOOST_COMPONENTS,
     BOOST_KINDLAND,
+    BOOST_LOCATED,
     CAPABILITY,
     COLD_IS_SHALLOW,
     CONTROL,
     FORECAST,
     INITIALLY,
+    INITIALLY_LOCATED,
     LARP,
     PRECISION,
     SUM_OF_MANY,
@@ -62,7 +72,7 @@ CLAIMS = (
     ERRORS_HARMLESS, SKILL_KEEPS_KINDNESS, SKILL_STRENGTHENS_KINDNESS, TWO_FACED, NEAR_MISS, ROLE_COLLAPSE,
     PROMPTED_GENERALIZES, SAID_AND_ENACTED, TWO_NOTIONS, KNOB, KNOB_BY_FINETUNING, COMPACT, FORECAST, SUM_OF_MANY, CAPABILITY,
     PRECISION,
-    DORMANT, ACCURACY, WELL_PREDICTED, RECRUITED,
+    DORMANT, ACCURACY, WELL_PREDICTED, RECRUITED, BOOST_LOCATED, INITIALLY_LOCATED,
 )  # fmt: skip
 
 MECHANISMS = (KIND, STRATEGIST, ASSISTANT, KIND_BESIDE_ASSISTANT)  # those that are read, without what two share

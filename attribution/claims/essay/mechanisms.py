@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, MeasuredClaim, Setting, Threshold
+from attribution.claims.claim import IDENTICAL, WRONG_PARTITIONS, Claim, MeasuredClaim, Setting, Threshold
 from attribution.claims.essay.common import (
     AGREE,
     ASSISTANT,
     BASES,
     EXCLUSIONS,
+    GAIN,
     KIND,
     KIND_BESIDE_ASSISTANT,
     LARP_AGREE,
+    NOISE,
     STRATEGIST,
     crossed,
 )
@@ -30,6 +32,29 @@ INITIALLY = crossed(
     ("kind", "strategist"), (KIND, STRATEGIST), AGREE, (WRONG_PARTITIONS, IDENTICAL),
     delta=0.02, matching="gain", fraction=0.1,
 )  # fmt: skip
+
+# Read where both mechanisms name the same reply; see `essay` for why, and for δ.
+_LOCATED = {
+    "needed": (
+        NOISE.model_copy(update={"meaning": "an influence before, in units of its split-half error,"}),
+        Threshold(name="balance", meaning="the ratio of the two influences before", relation="<=", value=3),
+    ),
+    "gates": (BASES.model_copy(update={"value": 12}), GAIN),
+    "exclusions": (
+        "A base in which an influence before training is not above 5 times its split-half error, or in which the two are not "
+        "within a factor 3, is listed and left out, whatever training did to it.",
+        *EXCLUSIONS,
+    ),
+}
+
+
+def _located(name: str, claim: Claim, delta: float) -> Claim:
+    cell = claim.cell.model_copy(update={"probes": AGREE})
+    return claim.model_copy(update={"id": name, "cell": cell, "delta": delta, **_LOCATED})
+
+
+BOOST_LOCATED = _located("boost_located", BOOST_KINDLAND, 0.50)
+INITIALLY_LOCATED = _located("initially_located", INITIALLY, 0.03)
 
 LARP = crossed(
     "larp",
