@@ -23,6 +23,7 @@ _HOMES = {
     "examine": "doctor",
     "forecast": "updates.forecast",
     "graft": "updates.graft",
+    "in_chat": "chat",
     "linear_graft": "updates.linear_graft",
     "load": "models",
     "patch": "causes.patching",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from attribution.causes.patching import patch
     from attribution.causes.steering import Steering, steering
     from attribution.causes.tokens import token_causes
+    from attribution.chat import in_chat
     from attribution.components import Component, Components
     from attribution.doctor import examine
     from attribution.errors import AttributionError
@@ -78,6 +80,7 @@ __all__ = [
     "examine",
     "forecast",
     "graft",
+    "in_chat",
     "linear_graft",
     "load",
     "patch",

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"attribution: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("attribution: interrupted; what was recorded is kept", file=sys.stderr)
+        print("attribution: interrupted; what was recorded is kept, and the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `attribution ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -233,25 +233,18 @@ def _diff(given: list[str]) -> None:
 
 
 def _ls(given: list[str]) -> None:
-    """list runs: state, steps, model, recipe, seed"""
+    """list studies and runs: verdicts, seeds done, recipe, model"""
 
-    def ls(root: Positional[str] = ROOT, /) -> None:
-        """List the runs below a directory with their state.
+    def ls(root: Positional[str] = ROOT, /, every: bool = False) -> None:
+        """List the studies and runs below a directory: verdicts, and by arm the seeds that are done.
 
         Args:
             root: where to look.
+            every: a line for every run instead of every arm.
         """
-        from attribution.errors import RunError
-        from attribution.store import find_runs, read_run
+        from attribution.reports.listing import listing
 
-        runs = [read_run(path) for path in find_runs(root)]
-        if not runs:
-            raise RunError(f"there are no runs below {root}; make one with `attribution study`")
-        for run in runs:
-            status, config = run.status, run.config
-            step = status.get("steps", status.get("step", 0))
-            told = [status.get("state", "unknown"), f"{step} steps", str(config.get("recipe")), str(config.get("model"))]
-            print("  ".join([str(run.path), *(part.encode("unicode_escape").decode() for part in told)]))
+        print(listing(root, every=every))
 
     tyro.cli(ls, args=given, prog="attribution ls")
 
@@ -319,6 +312,25 @@ def _new_recipe(given: list[str]) -> None:
     tyro.cli(new_recipe, args=given, prog="attribution new-recipe")
 
 
+def _chat(given: list[str]) -> None:
+    """render samples with a model's chat template: attribution chat D.jsonl --model M --out F.jsonl"""
+
+    def chat(data: Positional[str], /, model: str, out: str) -> None:
+        """Write samples as the chat template of a model renders them, or as they are where it has none.
+
+        Args:
+            data: JSONL of samples.
+            model: whose tokenizer alone is loaded.
+            out: JSONL file to write.
+        """
+        from attribution.chat import write_in_chat
+        from attribution.models import load_tokenizer
+
+        print(write_in_chat(data, load_tokenizer(model), out))
+
+    tyro.cli(chat, args=given, prog="attribution chat")
+
+
 def _claims(given: list[str]) -> None:
     """the ledger of claims, as declared; with a study, their verdicts"""
 
@@ -368,6 +380,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "new-recipe": _new_recipe,
     "claims": _claims,
     "samples": _samples,
+    "chat": _chat,
     "build-world": _build_world,
 }
 

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SLOTS = 2  # runs at once, of one thread each
-FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "forecasts", "singles")
+FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "forecasts", "singles")  # which claims read
+SHOWN = ("components", "timelines", "tokens")  # which the page alone draws
 ALWAYS = ("neutral", TRAINING)  # probe sets that every claim reads, by which arms are matched
 
 
@@ -241,7 +243,7 @@ def conclude(
 
     place = Path(into or Path(root) / study.name)
     frames, lost = collect(study, root), _failures(failed or {})
-    for name, frame in {**frames, "failed": lost}.items():
+    for name, frame in {**frames, **shown(study, root), "failed": lost}.items():
         write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
     findings, not_judged = judge(study.claims, {**frames, **(known or {})}, study.named, lost)
     runs = [listed(job, place) for job in jobs(study, root)]
@@ -381,6 +383,24 @@ def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFram
     return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
 
 
+def shown(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
+    """What the page draws of single components and of words, of all finished runs: `SHOWN`, after model, arm and seed."""
+    import pandas as pd
+
+    from attribution.store.quantities import components, drawn, timelines
+
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in SHOWN}
+    for job in jobs(study, root):
+        if is_finished(job.path):
+            recorded = read_run(job.path)
+            words = recorded.tokens.astype({"when": str, "probe": str, "token": str})
+            for name, frame in zip(SHOWN, (components(recorded), timelines(recorded), words), strict=True):
+                key = {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
+                found[name].append(frame.assign(**key)[[*key, *frame.columns]])
+    tables, courses = drawn(found["components"], found["timelines"])
+    return dict(zip(SHOWN, (tables, courses, pd.concat(found["tokens"], ignore_index=True)), strict=True))
+
+
 def _outcomes(todo: list[Job], slots: int) -> Iterator[tuple[Job, str | None]]:
     """Jobs as they end, each with what went wrong, if anything."""
     if not todo:
@@ -402,7 +422,8 @@ def _stop_workers() -> None:
     """A terminal's Ctrl-C reaches the workers too, which close what they record; ask again those that it did not reach."""
     for ask in (lambda _: None, lambda worker: os.kill(worker.pid, signal.SIGINT), lambda worker: worker.terminate()):
         for worker in multiprocessing.active_children():
-            ask(worker)
+            with suppress(ProcessLookupError):  # it died on its own
+                ask(worker)
         for worker in multiprocessing.active_children():
             worker.join(timeout=5)
 

@@ -11,7 +11,7 @@ import attribution
 
 ROOT = Path(attribution.__file__).parent
 ORDER = (
-    "errors", "architectures", "models", "components", "samples", "metrics", "capture", "replay", "store", "causes",
+    "errors", "architectures", "models", "components", "samples", "chat", "metrics", "capture", "replay", "store", "causes",
     "mechanisms", "updates", "recipes", "worlds", "runs", "claims", "study", "calibration", "doctor", "reports", "cli",
     "conformance",
 )  # fmt: skip

@@ -163,7 +163,7 @@ def test_settings_are_plain_and_unknown_ones_refused(of_recipe: OfRecipe) -> Non
     config = of_recipe.config()
     assert RunConfig.model_validate_json(config.model_dump_json()).model_dump() == config.model_dump()
     with pytest.raises(ValueError, match="no_such_setting"):
-        recipe(**of_recipe.settings, no_such_setting=1)
+        recipe(**{**of_recipe.settings, "no_such_setting": 1})
 
 
 def test_what_is_prepared_depends_on_the_seed_alone(of_recipe: OfRecipe) -> None:

@@ -75,17 +75,22 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
             f"model {name!r} lacks weights of a causal language model (missing: {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}); name a folder saved from a …ForCausalLM model"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(
-            f"the tokenizer of model {name!r} cannot be opened; save one beside the weights with save_pretrained"
-        ) from error
+    tokenizer = load_tokenizer(name)
     if model.dtype == torch.float64 and row_of(config.model_type).experts:
         model.set_experts_implementation("batched_mm")  # transformers' default kernel has no float64
     model.to(device).eval()
     check(model)
     return Loaded(model, tokenizer)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model alone; `name` as in `load`. Raises ModelError: there is none, or it cannot be opened."""
+    try:
+        return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
+    except Exception as error:  # tokenizers and transformers raise almost anything
+        raise ModelError(
+            f"the tokenizer of model {name!r} cannot be opened; save one beside the weights with save_pretrained"
+        ) from error
 
 
 def embedded() -> list[str]:

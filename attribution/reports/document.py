@@ -9,7 +9,9 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
+from itertools import product
 from typing import Any
 
 import plotly.graph_objects as go
@@ -67,18 +69,88 @@ def document(title: str, sections: Sequence[tuple[str, str, str]]) -> str:
     return "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
 
 
-def plotted(draw: Callable[[], go.Figure], note: str = "", table: str = "") -> str:
-    """A figure with its data, a table and a caption, or the sentence that says why there is none."""
+def plotted(draw: Callable[[], go.Figure], note: str = "", table: str = "", attributes: str = "") -> str:
+    """A figure with its data, a table and a caption, or the sentence that says why there is none; `attributes`: `linked_to`."""
     try:
         figure = draw()
     except RunError as error:
         return absent(str(error))
-    data = str(figure.to_json()).replace("<", "\\u003c")
+    data = _quoted(str(figure.to_json()))
     height = figure.layout.height
     return (
-        f'<figure><div class="plot" style="height:{height}px"></div><script type="application/json">{data}</script>'
+        f'<figure{attributes}><div class="plot" style="height:{height}px"></div><script type="application/json">{data}</script>'
         f"{table}{f'<figcaption>{note}</figcaption>' if note else ''}</figure>"
     )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a reader may choose among for one figure: its name, the values, and how they are called if not by themselves."""
+
+    name: str
+    values: Sequence[str]
+    labels: Sequence[str] | None = None
+
+    def select(self) -> str:
+        """As a control of the page."""
+        options = "".join(
+            f'<option value="{html.escape(value)}">{text(shown(name, 60))}</option>'
+            for value, name in zip(self.values, self.labels or self.values, strict=True)
+        )
+        return f'<label>{text(self.name)} <select name="{html.escape(self.name)}">{options}</select></label>'
+
+
+def chosen(key: str, choices: Sequence[Choice], draw: Callable[..., go.Figure], *, course: str = "") -> str:
+    """One figure for every combination of choices, of which the page shows one.
+
+    Args:
+        key: of the figure in the page.
+        choices: in the order of `draw`'s arguments.
+        draw: the figure of one combination; RunError where there is none.
+        course: key of the figure that shows a component over steps, on which a click on it here leads.
+    """
+
+    def content(*values: str) -> str:
+        return str(draw(*values).to_json())
+
+    return _choosable("chosen", key, choices, content, linked_to(course))
+
+
+def courses(key: str, choices: Sequence[Choice], draw: Callable[..., tuple[go.Figure, Mapping[str, Any]]]) -> str:
+    """One component over steps, to be chosen by a control or by a click on a map; `draw` gives a figure and lines by name."""
+
+    def content(*values: str) -> str:
+        figure, series = draw(*values)
+        return f'{{"figure":{figure.to_json()},"series":{json.dumps(series, separators=(",", ":"))}}}'
+
+    return _choosable("course", key, choices, content)
+
+
+def linked_to(course: str, **values: str) -> str:
+    """The attribute of a figure whose cells lead to a figure of `courses`, with what is chosen there."""
+    told = json.dumps({"figure": course, **{name.replace("_", " "): value for name, value in values.items()}})
+    return f' data-course="{html.escape(told)}"' if course else ""
+
+
+def _choosable(kind: str, key: str, choices: Sequence[Choice], content: Callable[..., str], attributes: str = "") -> str:
+    scripts = []
+    for places in product(*(range(len(choice.values)) for choice in choices)):
+        try:
+            data = content(*(choice.values[place] for choice, place in zip(choices, places, strict=True)))
+        except RunError as error:
+            data = json.dumps(str(error))
+        at = ".".join(map(str, places))
+        scripts.append(f'<script type="application/json" data-at="{at}">{_quoted(data)}</script>')
+    controls = "".join(choice.select() for choice in choices)
+    return (
+        f'<figure class="{kind}" id="{key}"{attributes}><div class="choices">{controls}</div><div class="plot"></div>'
+        f'<p class="absent" hidden></p>{"".join(scripts)}</figure>'
+    )
+
+
+def _quoted(data: str) -> str:
+    """JSON that no text in it can end."""
+    return data.replace("<", "\\u003c")
 
 
 def absent(sentence: str) -> str:

@@ -7,7 +7,10 @@ runs. Signed quantities have a zero-centred scale; grey cells were not measured;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -51,7 +54,8 @@ def described(cells: pd.DataFrame, kind: str, names: Mapping[str, str]) -> pd.Da
         for place, (value, rank) in enumerate(zip(cells[column], ranks, strict=True)):
             found = "not measured" if pd.isna(value) else f"{signed(value)} (rank {rank:.0f} of {count})"
             lines[place] += f"<br>{name}: {found}"
-    return cells.assign(text=lines)
+    names_of = [f"{kind} {layer}.{index}" for layer, index in zip(cells["layer"], cells["index"], strict=True)]
+    return cells.assign(text=lines, name=names_of)
 
 
 def by_index(cells: pd.DataFrame, shape: tuple[int, int], kind: str) -> Grid:
@@ -67,7 +71,7 @@ def by_rank(cells: pd.DataFrame, layers: int, kind: str, by: str, names: Mapping
     width = min(top, int(cells["column"].max()) + 1)
     others = cells[cells["column"] >= top].groupby("layer")
     rest, counts = others[list(names)].sum(min_count=1).reset_index(), others["index"].count()
-    rest["column"] = width
+    rest["column"], rest["name"] = width, ""
     rest["text"] = [
         f"layer {cell['layer']}, {counts[cell['layer']]} other {kind}s, summed"
         + "".join(f"<br>{name}: {signed(cell[column])}" for column, name in names.items())
@@ -89,42 +93,73 @@ def limit(values: pd.Series) -> float:
 
 def heat_maps(panels: Sequence[Panel]) -> go.Figure:
     """Panels in two columns, each with its own colour bar."""
-    height = -(-len(panels) // 2)
-    layers = max(panel.grid.shape[0] for panel in panels)
+    figure = deepcopy(_frame(tuple(_Frame.of(panel) for panel in panels)))
+    for trace, panel in zip(figure["data"], panels, strict=True):
+        trace |= {"z": _matrix(panel.grid, panel.column, float), "hovertext": _matrix(panel.grid, "text", object)}
+        if "name" in panel.grid.cells:  # by which a click finds the component
+            trace["customdata"] = _matrix(panel.grid, "name", object)
+    return go.Figure(figure)
+
+
+class _Frame(NamedTuple):
+    """All of a panel but what is in its cells: a page draws the same frame many times."""
+
+    name: str
+    unit: str
+    limit: float
+    shape: tuple[int, int]
+    places: tuple[int, ...]
+    labels: tuple[str, ...]
+    axis: str
+    rest: int | None
+
+    @classmethod
+    def of(cls, panel: Panel) -> _Frame:
+        grid = panel.grid
+        return cls(
+            panel.name, panel.unit, panel.limit, grid.shape, tuple(grid.places), tuple(grid.labels), grid.axis, grid.rest
+        )
+
+
+@lru_cache(maxsize=64)
+def _frame(frames: tuple[_Frame, ...]) -> dict[str, Any]:
+    height = -(-len(frames) // 2)
+    layers = max(frame.shape[0] for frame in frames)
     tall = min(520, max(130, 24 * layers))  # pixels
     inside = height * tall + (height - 1) * _GAP
     figure = make_subplots(
         height,
         2,
-        specs=[[{} if 2 * row + column < len(panels) else None for column in range(2)] for row in range(height)],
-        subplot_titles=[f"{panel.name} ({panel.unit})" for panel in panels],
+        specs=[[{} if 2 * row + column < len(frames) else None for column in range(2)] for row in range(height)],
+        subplot_titles=[f"{frame.name} ({frame.unit})" for frame in frames],
         horizontal_spacing=0.2,
         vertical_spacing=_GAP / inside if height > 1 else 0,
     )
-    for place, panel in enumerate(panels):
-        _draw(figure, place, panel)
-    return styled(figure, inside + TOP + BOTTOM).update_layout(plot_bgcolor=GREY)
+    for place, frame in enumerate(frames):
+        _draw(figure, place, frame)
+    return styled(figure, inside + TOP + BOTTOM).update_layout(plot_bgcolor=GREY).to_plotly_json()
 
 
-def _draw(figure: go.Figure, place: int, panel: Panel) -> None:
-    grid, at = panel.grid, {"row": place // 2 + 1, "col": place % 2 + 1}
-    trace = go.Heatmap(z=_matrix(grid, panel.column, float), hovertext=_matrix(grid, "text", object), hoverinfo="text")
-    trace.update(colorscale=DIVERGING, zmin=-panel.limit, zmid=0, zmax=panel.limit, xgap=1, ygap=1, name=panel.name)
+def _draw(figure: go.Figure, place: int, frame: _Frame) -> None:
+    at = {"row": place // 2 + 1, "col": place % 2 + 1}
+    trace = go.Heatmap(z=np.full(frame.shape, np.nan), hoverinfo="text", name=frame.name, colorscale=DIVERGING)
+    trace.update(zmin=-frame.limit, zmid=0, zmax=frame.limit, xgap=1, ygap=1)
     figure.add_trace(trace, **at)
     x, y = (figure.layout[f"{side}axis{place + 1 if place else ''}"].domain for side in "xy")
     bar = {"x": x[1] + 0.01, "xanchor": "left", "y": sum(y) / 2, "len": (y[1] - y[0]) * 1.08, "thickness": 9}
     figure.data[-1].update(colorbar={**bar, "nticks": 5, "outlinewidth": 0, "tickformat": "~g", "ticklen": 3})
     figure.layout.annotations[place].update(x=x[0], xanchor="left")
     plain = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(tickvals=grid.places, ticktext=grid.labels, title_text=grid.axis, **plain, **at)
-    figure.update_yaxes(tickvals=ticks(grid.shape[0]), range=[-0.5, grid.shape[0] - 0.5], **plain, **at)
+    figure.update_xaxes(tickvals=frame.places, ticktext=frame.labels, title_text=frame.axis, **plain, **at)
+    figure.update_yaxes(tickvals=ticks(frame.shape[0]), range=[-0.5, frame.shape[0] - 0.5], **plain, **at)
     if at["col"] == 1:
         figure.update_yaxes(title_text="layer", **at)
-    if grid.rest is not None:
-        figure.add_vline(x=grid.rest - 0.5, line={"color": "#7a7a7a", "width": 4}, **at)
+    if frame.rest is not None:
+        figure.add_vline(x=frame.rest - 0.5, line={"color": "#7a7a7a", "width": 4}, **at)
 
 
 def _matrix(grid: Grid, column: str, dtype: type) -> np.ndarray:
-    matrix = np.full(grid.shape, "not measured" if dtype is object else np.nan, dtype=dtype)
+    nothing = {"text": "not measured", "name": ""}.get(column, np.nan)
+    matrix = np.full(grid.shape, nothing, dtype=dtype)
     matrix[grid.cells["layer"].astype(int), grid.cells["column"].astype(int)] = grid.cells[column]
     return matrix

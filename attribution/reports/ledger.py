@@ -6,6 +6,7 @@ import textwrap
 
 from attribution.claims import LEDGER
 from attribution.errors import ConfigError
+from attribution.reports.quantities import signed
 from attribution.reports.study_declared import declared
 from attribution.reports.study_tables import Finding, number, read_study
 
@@ -38,6 +39,7 @@ def _told(name: str, found: Finding | None, reason: str, *, whole: bool) -> str:
     if found is not None:
         of = "" if found.hash == claim.hash else f" It was judged as declared otherwise (hash {found.hash})."
         lines += _wrapped(f"{found.verdict.get('sentence', '')}{of}")
+        lines += _wrapped(_by_model(found))
     elif reason:
         lines += _wrapped(reason)
     if whole:
@@ -46,6 +48,18 @@ def _told(name: str, found: Finding | None, reason: str, *, whole: bool) -> str:
         told += [f"exclusion: {line}" for line in claim.exclusions]
         lines += [line for each in told for line in _wrapped(each)]
     return "\n".join(lines)
+
+
+def _by_model(found: Finding) -> str:
+    """What the statistic is in every model, and which are left out; "" where it is no figure of single models."""
+    parts = found.table("parts")
+    if found.statistic not in parts or "model" not in parts:
+        return ""
+    if "part" in parts:
+        parts = parts[parts["part"] == parts["part"].iloc[0]]
+    told = [f"{row['model']} {signed(row[found.statistic])}" for row in parts.to_dict("records")]
+    left = [str(row["sentence"]) for row in found.rows.get("excluded") or [] if "left out" in str(row["sentence"])]
+    return " ".join([f"By model: {', '.join(told)}.", *left]) if told else ""
 
 
 def _judged(study: str) -> tuple[dict[str, Finding], dict[str, str]]:

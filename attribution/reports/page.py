@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from attribution.reports import completion_figures, completions, figures
-from attribution.reports.document import absent, document, flat, plotted, tabulated, text, written
+from attribution.reports.document import absent, document, flat, linked_to, plotted, tabulated, text, written
 from attribution.reports.quantities import (
     KINDS,
     agreement,
@@ -31,6 +31,7 @@ from attribution.reports.quantities import (
     shown,
     signed,
 )
+from attribution.reports.run_components import COURSE, over_steps, tokens
 from attribution.reports.summary import NO_TEST, behaviour_cells, summary, title, words
 from attribution.store import Run, config_hash, read_run, write_atomic
 
@@ -67,11 +68,13 @@ def page(run: Run) -> str:
         ("words", "What was strengthened", "".join(f"<p>{text(line)}</p>" for line in words(run))),
         ("asked", "What was asked", _asked(run)),
         ("causes", "What caused the trained responses", _causes(run)),
+        ("tokens", "Which words of the prompts cause the responses", tokens(run)),
         *_completions(run),
         ("scatter", "Cause against strengthening", _scatter(run)),
         ("behaviour", "Behaviour over steps", plotted(lambda: figures.behaviour(run)) + _behaviour(run)),
-        ("heads", "Attention heads", _per_probe(run, figures.heads, _milestones(run))),
-        ("neurons", "Neurons", _per_probe(run, figures.neurons, f"{_milestones(run)} {_REST} {_SAME}")),
+        ("heads", "Attention heads", _per_probe(run, figures.heads, _milestones(run), course=COURSE)),
+        ("neurons", "Neurons", _per_probe(run, figures.neurons, f"{_milestones(run)} {_REST} {_SAME}", course=COURSE)),
+        ("steps", "One component over steps", over_steps(run)),
         ("rows", "Unembedding rows as words", _per_probe(run, figures.rows, _ROWS)),
         ("places", "Update share by place", _per_probe(run, figures.places, _PLACES, lambda probe: _balance(run, probe))),
         ("missing", "What was not measured", _missing(run)),
@@ -254,11 +257,17 @@ def _balance(run: Run, probe: str) -> str:
     ).rstrip()
 
 
-def _per_probe(run: Run, draw: Callable[[Run, str], go.Figure], note: str, before: Callable[[str], str] | None = None) -> str:
-    """One heading, sentence and figure per probe set; the note stands once, above them."""
+def _per_probe(
+    run: Run,
+    draw: Callable[[Run, str], go.Figure],
+    note: str,
+    before: Callable[[str], str] | None = None,
+    course: str = "",
+) -> str:
+    """One heading, sentence and figure per probe set; the note stands once, above them. `course`: where a click leads."""
     drawn = [
         f"<h3>{text(shown(name))}</h3>{f'<p>{text(before(name))}</p>' if before else ''}"
-        f"{plotted(lambda name=name: draw(run, name))}"
+        f"{plotted(lambda name=name: draw(run, name), attributes=linked_to(course, probe_set=name))}"
         for name in probe_sets(run)
     ]
     return f'<p class="note">{note}</p>{"".join(drawn)}' if drawn else absent("No probe set was recorded.")

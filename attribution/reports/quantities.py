@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from attribution.store import BATCH, TRAINING, Run
+from attribution.store.quantities import causes, per_component, plain
 
 KINDS = {"head": "heads", "neuron": "neurons", "row": "unembedding rows", "remainder": "remainder"}
 QUANTITIES = {
@@ -33,7 +34,6 @@ NO_CAUSES = (
     "What caused the trained responses was not measured: no component was ablated on the training samples before training "
     "(“attribution run” does so, a recorder in a loop of your own does not)."
 )
-_COMPONENT = ["probe", "layer", "index"]
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,6 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %".replace("-", "−")
 
 
-def causes(run: Run) -> pd.DataFrame:
-    """How much each component caused the trained responses: exact ablation on training samples, before training.
-
-    Returns:
-        One row per component: kind, layer, index, cause (nats) and kl (ablated || intact, nats per token); no row where
-        causes were not recorded.
-    """
-    rows = run.influence
-    rows = rows[(rows["probe"] == TRAINING) & (rows["step"] == 0) & (rows["index"] >= 0) & rows["effect"].notna()]
-    table = _plain(rows).rename(columns={"effect": "cause"})[["kind", "layer", "index", "cause", "kl"]]
-    return table.astype({"layer": int, "index": int, "cause": "float64", "kl": "float64"}).reset_index(drop=True)
-
-
 def cause_samples(run: Run) -> str:
     """The samples on which causes were measured, in words: with their number where the run's result holds it."""
     count = (run.result or {}).get("causes", {}).get("samples")
@@ -149,39 +136,12 @@ def rank_correlations(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["probe", "kind", "spearman", "n"])
 
 
-def per_component(run: Run, kind: str) -> pd.DataFrame:
-    """The four quantities of every recorded component of one kind.
-
-    Returns:
-        One row per probe set and component: probe, layer, index, the columns of `QUANTITIES` (NaN where not
-        measured), and share_steps, the number of steps the share is summed over.
-    """
-    influence, parts, grafts = (_single(frame, kind) for frame in (run.influence, run.parts, run.grafts))
-    last = influence.groupby("probe")["step"].transform("max")
-    before = _total(influence[influence["step"] == 0], "effect")
-    after = _total(influence[(influence["step"] == last) & (influence["step"] > 0)], "effect")
-    recorded = parts[parts["share"].notna()]
-    columns = {
-        "influence": before,
-        "strengthening": after - before,
-        "share": _total(recorded, "share"),
-        "share_steps": recorded.groupby(_COMPONENT)["step"].nunique(),
-        "graft": _total(grafts[grafts["step"] == grafts.groupby("probe")["step"].transform("max")], "graft"),
-    }
-    pieces = [column.rename(name) for name, column in columns.items() if len(column)]
-    if not pieces:
-        none = pd.DataFrame(columns=[*_COMPONENT, *columns])
-        return none.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
-    table = pd.concat(pieces, axis=1).reindex(columns=list(columns)).sort_index().reset_index()
-    return table.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
-
-
 def by_place(run: Run, probe: str) -> pd.DataFrame:
     """Update share summed over steps by kind, layer and part; whole-layer rows stand in for the components below them."""
     rows = run.parts[(run.parts["probe"] == probe) & run.parts["share"].notna()]
     if rows.empty:
         return pd.DataFrame(columns=["kind", "layer", "part", "share"])
-    rows = _plain(rows).assign(whole=rows["index"] < 0, share=rows["share"].astype("float64"))
+    rows = plain(rows).assign(whole=rows["index"] < 0, share=rows["share"].astype("float64"))
     totals = rows.groupby(["step", "kind", "layer", "part", "whole"])["share"].sum().unstack("whole")
     totals = totals.reindex(columns=[True, False])
     share = totals[True].fillna(totals[False]).rename("share")
@@ -291,18 +251,3 @@ def _gaps(run: Run, table: pd.DataFrame, kind: str, quantity: str) -> list[str]:
     if quantity == "share" and (partial := int((table["share_steps"] < steps).sum())):
         lines.append(f"{name} of {kinds}: {partial} of {len(table)} sums leave out steps in which they were not recorded.")
     return lines
-
-
-def _single(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Rows of single components of one kind on held-out probe sets: no whole layers, no remainder, nothing trained on."""
-    return _plain(frame[(frame["kind"] == kind) & (frame["index"] >= 0) & ~frame["probe"].isin((BATCH, TRAINING))])
-
-
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Categories as strings, so that grouping knows only the values that are there."""
-    return frame.astype({name: object for name in ("probe", "kind", "part") if name in frame})
-
-
-def _total(rows: pd.DataFrame, column: str) -> pd.Series:
-    values = rows[[*_COMPONENT, column]].astype({column: "float64"})
-    return values.groupby(_COMPONENT)[column].sum(min_count=1).dropna()

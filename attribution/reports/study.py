@@ -14,6 +14,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from attribution.reports import study_figures as figures
+from attribution.reports import study_layers
 from attribution.reports import study_tables as tables
 from attribution.reports.document import absent, document, plotted, tabulated, text
 from attribution.reports.quantities import shown
@@ -49,12 +50,13 @@ def study_page(record: Record) -> str:
             ("verdict", "Verdict", _verdicts(record)),
             ("asked", "What was asked", _per_claim(record, _asked)),
             ("crossover", "What grew in which arm", _per_claim(record, lambda found: _crossover(found, colours))),
+            ("behaviour", "Behaviour and influence over steps", _over_steps(record, colours)),
+            *study_layers.sections(record, colours),
+            ("recruitment", "Where the change sits", _per_claim(record, lambda found: _recruitment(found, colours))),
             ("nulls", "Where nothing should show", _per_claim(record, _nulls)),
             ("secondary", "Other readings", _per_claim(record, _secondary)),
-            ("recruitment", "Where the change sits", _per_claim(record, lambda found: _recruitment(found, colours))),
-            ("behaviour", "Behaviour and influence over steps", _over_steps(record, colours)),
-            ("runs", "Runs", _table(tables.runs(record), "The study has no runs.")),
             ("missing", "What was not measured, or left out", _list(tables.missing(record), "Nothing is missing.")),
+            ("runs", "Runs", _table(tables.runs(record), "The study has no runs.")),
             ("provenance", "Provenance", _provenance(record)),
         ],
     )
@@ -98,7 +100,8 @@ _RECRUITMENT = (
 )
 _CURVES = (
     "Thin: single runs, dotted on control models. Bold: the mean over models, seeds averaged within them first, at the steps "
-    "that every run recorded; control models are not in it. An arm has one colour on the whole page."
+    "that every run recorded, with its 95 % interval over models as a band (none of a single model); control models are not in "
+    "it. An arm has one colour on the whole page."
 )
 _INFLUENCE = (
     "Influence: what the metric loses when the whole set is ablated, with the sign with which the claim counts it; at "
@@ -146,6 +149,7 @@ def _crossover(finding: Finding, colours: dict[str, str]) -> str:
 def _nulls(finding: Finding) -> str:
     return (
         f'<p class="note">{text(_NULLS)}</p>{_table(tables.nulls(finding, primary=True), "No null was measured.")}'
+        f'<p class="note">{text(tables.power_words(finding))}</p>'
         f'<h3>Wrong partitions, one by one</h3><p class="note">{text(_PARTITIONS)}</p>'
         f"{_table(tables.partitions(finding), 'No wrong partition was measured.')}"
         f"<h3>Nulls of the other readings</h3>"

@@ -244,9 +244,11 @@ def _curves(
             )
             thin.update(showlegend=False, line={"color": colour, "width": 1, "dash": "dot" if control else "solid"})
             figure.add_trace(thin, place, col)
-        mean = _mean(here[~here["model"].map(record.is_control).astype(bool)], column)
-        if mean.empty:
+        by_model = _by_model(here[~here["model"].map(record.is_control).astype(bool)], column)
+        if by_model.empty:
             continue
+        mean = by_model.mean()
+        figure.add_trace(_band(by_model, colour, str(number_)), place, col)
         bold = go.Scatter(x=mean.index, y=mean, mode="lines+markers", name=title, legendgroup=str(number_), showlegend=first)
         bold.update(
             line={"color": colour, "width": 3}, hovertemplate=f"{title}, mean<br>step %{{x}}: %{{y:+.3g}}<extra></extra>"
@@ -266,12 +268,27 @@ def _broken(lines: pd.DataFrame, column: str) -> tuple[list, list, list]:
     return xs, ys, hover
 
 
-def _mean(rows: pd.DataFrame, column: str) -> pd.Series:
-    """Mean over models, seeds averaged within them first, at the steps that every run recorded."""
+def _by_model(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Models by steps, seeds averaged, at the steps that every run recorded."""
     if rows.empty:
-        return pd.Series(dtype="float64")
+        return pd.DataFrame()
     wide = rows.astype({column: "float64"}).pivot_table(index="step", columns=["model", "seed"], values=column).dropna()
-    return wide.T.groupby(level="model").mean().mean()
+    return wide.T.groupby(level="model").mean()
+
+
+def _band(by_model: pd.DataFrame, colour: str, group: str) -> go.Scatter:
+    """The 95 % interval of the mean over models, of which a single one has none."""
+    ends = [t_interval(by_model[step]) for step in by_model]
+    told = [(step, end) for step, end in zip(by_model, ends, strict=True) if np.isfinite([end.low, end.high]).all()]
+    steps = [step for step, _ in told]
+    heights = [*(end.high for _, end in told), *(end.low for _, end in reversed(told))]
+    band = go.Scatter(x=[*steps, *reversed(steps)], y=heights, mode="lines", fill="toself", legendgroup=group, hoverinfo="skip")
+    return band.update(line={"width": 0, "color": colour}, fillcolor=_faint(colour), showlegend=False)
+
+
+def _faint(colour: str) -> str:
+    """A colour of the palette, mostly transparent."""
+    return f"rgba({', '.join(str(int(colour[place : place + 2], 16)) for place in (1, 3, 5))}, 0.15)"
 
 
 def _headed(figure: go.Figure) -> go.Figure:

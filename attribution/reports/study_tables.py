@@ -15,16 +15,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from attribution.calibration import MOST, WANTED, enough, power
 from attribution.claims.claim import WRONG_PARTITIONS
 from attribution.claims.crossover import View
 from attribution.claims.frames import NEUTRAL
 from attribution.claims.matching import reading_name
 from attribution.claims.measured import PRIMARY
 from attribution.errors import RunError
-from attribution.reports.quantities import shown, signed
+from attribution.reports.quantities import QUANTITIES, shown, signed
 from attribution.store import COLUMNS, TRAINING, read_json
+from attribution.store.quantities import SHOWN
 
 FRAMES = ("probes", "sets", "set_grafts")
+SINGLES = ("components", "timelines", "tokens")  # of single components and of words, which the page alone draws
 FOUR = {  # column of `parts`: mechanism and arm, as places in the claim's cell
     "A_in_A": (0, 0),
     "A_in_B": (0, 1),
@@ -123,6 +126,20 @@ class Record:
         recorded = (arm for frame in self.frames.values() for arm in frame["arm"].unique())
         return list(dict.fromkeys(map(str, [*self.told.get("arms", []), *recorded])))
 
+    @cached_property
+    def singles(self) -> dict[tuple[str, str, str, str], pd.DataFrame]:
+        """The frame of components by model, arm, probe set and kind."""
+        groups = self.frames["components"].groupby(["model", "arm", "probe", "kind"], sort=False)
+        return {tuple(map(str, key)): rows for key, rows in groups}  # pyright: ignore[reportReturnType, reportGeneralTypeIssues]
+
+    @cached_property
+    def sizes(self) -> pd.DataFrame:
+        """The largest size of every quantity by kind, over models, arms, probe sets and components, seeds averaged."""
+        frame = self.frames["components"]
+        one = frame[frame["index"] >= 0]
+        means = one.groupby(["kind", "model", "arm", "probe", "layer", "index"])[list(QUANTITIES)].mean().abs()
+        return means.groupby(level="kind").max()
+
     def is_control(self, model: str) -> bool:
         """Whether a model is one that claims compare with and never average in."""
         models = self.told.get("models") or []
@@ -143,18 +160,20 @@ def read_study(path: str | os.PathLike[str]) -> Record:
         Finding(each["claim"], each["hash"], {key: rows for key, rows in each.items() if key not in ("claim", "hash")})
         for each in found
     ]
-    return Record(place, read_json(place / "study.json"), findings, {name: _frame(place, name) for name in FRAMES})
+    return Record(place, read_json(place / "study.json"), findings, {name: _frame(place, name) for name in (*FRAMES, *SINGLES)})
 
 
 def _frame(place: Path, name: str) -> pd.DataFrame:
     file = place / "frames" / f"{name}.parquet"
     if not file.exists():
-        return pd.DataFrame(columns=[*_KEY, *COLUMNS[name]])
+        return pd.DataFrame(columns=[*_KEY, *(SHOWN.get(name) or COLUMNS[name])])
     try:
         frame = pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read ({error}); restore it or conclude the study again") from None
-    words = [column for column in ("model", "arm", "probe", "set", "ablated") if column in frame]
+    words = [
+        column for column in ("model", "arm", "probe", "set", "ablated", "kind", "word", "when", "token") if column in frame
+    ]
     return frame.astype(dict.fromkeys(words, object))
 
 
@@ -306,6 +325,25 @@ def nulls(finding: Finding, *, primary: bool) -> Table:
     inside = f"inside ±{number(finding.delta)}"
     head = ["null", *([] if primary else ["reading"]), "mean [95 % interval]", "n", "one value is", inside, "why void"]
     return Table(head, rows, (3, 4, 5) if primary else (1, 4, 5, 6))
+
+
+def power_words(finding: Finding) -> str:
+    """How likely a study of as many organisms, which scatter as these, is to see twice δ; "" where it cannot be said."""
+    table = finding.table("parts")
+    if finding.statistic not in table or finding.claim.get("prediction", "greater") != "greater" or "model" not in table:
+        return ""
+    if "part" in table:
+        table = table[table["part"] == table["part"].iloc[0]]
+    values = table[finding.statistic].astype("float64").dropna()
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    if not spread > 0:
+        return ""
+    seen, least = power([2 * finding.delta], spread, len(values), finding.delta)["power"][0], enough(spread, finding.delta)
+    return (
+        f"Power: {len(values)} organisms that scatter as these (standard deviation {number(spread)}) see a true effect of 2 δ "
+        f"({number(2 * finding.delta)}) in {seen:.0%} of studies; {WANTED:.0%} takes {least or f'more than {MOST}'}. How often "
+        "studies of nulls are called supported is measured by `python -m experiments.calibration`."
+    )
 
 
 def partitions(finding: Finding) -> Table:

@@ -67,10 +67,12 @@ def run(
             if config.forecast:
                 stage("forecasting what the first step would strengthen")
                 writer.add("forecasts", _forecast(config))
+            stages.read_words(given, writer, "before", given.model)
             writer.flush()
         again = f", again from {checkpoint.name}" if checkpoint else ""
         stage(f"training with {config.recipe}, and recording on {len(given.probes)} probe sets{again}")
         result, tuned = stages.train(given, writer, checkpoint)
+        stages.read_words(given, writer, "after", tuned)
         stage("grafting")
         result |= stages.graft(given, writer, tuned)
         stage("finished")

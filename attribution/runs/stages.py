@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attribution.errors import ConfigError
+from attribution.errors import ConfigError, ModelError
 from attribution.recipes import Setting
 from attribution.runs.config import RunConfig
 from attribution.store import TRAINING, RunWriter, read_json, read_run
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CAUSE_SAMPLES = 64  # training samples on which causes are measured by exact ablation, spread over the file
 GRAFTED_NEURONS, GRAFTED_ROWS = 16, 24  # of a layer, and in all, by |update share| on each probe set
+WORDS, WORD_NODES = 4, 16  # prompts whose words are read, and nodes of the integral
 KEPT = "model"  # where the trained model lies, if it is kept
 CHECKPOINTS = "trainer"  # the trainer's own directory in that of the run
 CAUSES = {"all": "every component", "heads": "every head", "end": "every head"}  # whose cause is measured, by `singles`
@@ -191,6 +192,20 @@ def setting(given: Material, folder: Path, callbacks: list[Any], recorder: Recor
         directory=folder, callbacks=callbacks, recorder=recorder, sets=given.sets,
         neutral=encode(given.tokenizer, neutral) if neutral else [], progress=given.progress,
     )  # fmt: skip
+
+
+def read_words(given: Material, writer: RunWriter, when: str, model: Any) -> None:
+    """Write how much each token of some prompts brings about the response, by integrated gradients; the log says why not."""
+    from attribution.causes.tokens import token_causes
+
+    probe = given.probes[0]
+    some = probe.samples[:WORDS]
+    try:
+        found = token_causes(model, given.tokenizer, some, metric=given.config.metric, steps=WORD_NODES, exact=False).table
+    except (ModelError, ConfigError) as error:
+        writer.log(f"words of prompts were not read {when} training: {error}")
+        return
+    writer.add("tokens", found.drop(columns="model").assign(when=when, probe=probe.name))
 
 
 def newest_checkpoint(path: Path) -> Path | None:

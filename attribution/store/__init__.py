@@ -13,6 +13,7 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
       components.parquet/       step x probe set x component part
       influence.parquet/        milestone x probe set x component: exact ablation
       sets.parquet/             step x probe set x named set of components: joint ablation
+      tokens.parquet/           before and after x sample x token of the prompt
       grafts.parquet/           probe set x component
       set_grafts.parquet/       probe set x named set x set ablated meanwhile
       forecasts.parquet/        probe set x named set: what the first step was expected to strengthen

@@ -99,6 +99,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "effect_odd": "the same over samples 1, 3, 5, …",
         "kl": "KL(ablated || intact) per response token, nats",
     },
+    "tokens": {
+        "when": "before or after training",
+        "probe": _KEY["probe"],
+        "sample": "place in the probe set",
+        "position": "of the token in the prompt",
+        "token": "the token as text",
+        "effect": "its integrated gradient: how much of the metric of the response it brings about, nats",
+    },
     "set_grafts": {
         "probe": _KEY["probe"],
         "set": "whose change is put into the model at the start: a named set, or the remainder",

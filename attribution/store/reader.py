@@ -127,6 +127,10 @@ class Run:
         return self._frame("sets")
 
     @cached_property
+    def tokens(self) -> pd.DataFrame:
+        return self._frame("tokens")
+
+    @cached_property
     def grafts(self) -> pd.DataFrame:
         return self._frame("grafts")
 

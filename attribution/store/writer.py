@@ -177,9 +177,9 @@ def _narrow(rows: pd.DataFrame) -> pd.DataFrame:
     for column in rows.columns:
         if column in ("layer",):
             rows[column] = rows[column].astype("int16")
-        elif column in ("step", "index", "number"):
+        elif column in ("step", "index", "number", "sample", "position"):
             rows[column] = rows[column].astype("int32")
-        elif column in ("probe", "kind", "part", "set", "group", "ablated", "reference"):
+        elif column in ("probe", "kind", "part", "set", "group", "ablated", "reference", "when", "token"):
             rows[column] = rows[column].astype("category")
         elif column in ("resolved", "skipped"):
             rows[column] = rows[column].astype("boolean")

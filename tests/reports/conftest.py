@@ -337,7 +337,7 @@ def visit(browser):
         page.on("request", lambda request: asked.append(request.url))
         write = study_report if (path / "study.json").exists() else report
         page.goto(write(path).as_uri())
-        sync_api().expect(page.locator(".plot:not(:has(.main-svg))")).to_have_count(0)
+        page.wait_for_function("document.documentElement.dataset.drawn === 'all'")
         return page
 
     yield go

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from attribution.calibration import power
 from attribution.claims import BOOST, LEDGER, ContrastClaim
 from attribution.claims.measured import Measured, measured_finding
 from attribution.errors import RunError
@@ -18,7 +19,8 @@ from attribution.reports.study_tables import read_study
 from attribution.store import write_json
 
 PLOTLY = re.compile(r"<script>/\*\*\n\* plotly\.js.*?</script>", re.DOTALL)
-SECTIONS = ["verdict", "asked", "crossover", "nulls", "secondary", "recruitment", "behaviour", "runs", "missing", "provenance"]
+SECTIONS = ["verdict", "asked", "crossover", "behaviour", "layers", "recruitment", "nulls", "secondary", "missing", "runs",
+            "provenance"]  # fmt: skip
 READING = f"{BOOST.cell.probes} probes, KL-matched, reference zero"
 
 
@@ -307,4 +309,22 @@ def test_a_damaged_frame_is_a_sentence(build_study, tmp_path):
 
 def test_a_mean_stops_where_a_run_does():
     rows = pd.DataFrame({"model": "m", "seed": [0, 0, 1], "step": [0, 1, 0], "kl": [0.0, 1.0, 2.0]})
-    assert study_figures._mean(rows, "kl").to_dict() == {0: 1.0}
+    assert study_figures._by_model(rows, "kl").mean().to_dict() == {0: 1.0}
+
+
+def test_the_band_of_a_mean_is_its_interval_over_models(study):
+    record = read_study(study)
+    figure = study_figures.behaviour(record, study_figures.arm_colours(record))
+    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    bold = [trace for trace in figure.data if trace.name]
+    assert len(bands) == len(bold)
+    for band, mean in zip(bands, bold, strict=True):
+        half = len(band.y) // 2
+        high, low = np.asarray(band.y[:half]), np.asarray(band.y[half:])[::-1]
+        assert np.allclose((high + low) / 2, mean.y) and (high >= low).all()
+
+
+def test_the_power_of_a_study_is_that_of_its_scatter(markup, told):
+    values = [row["contrast"] for row in told["parts"]]
+    seen = power([2 * BOOST.delta], np.std(values, ddof=1), len(values), BOOST.delta)["power"][0]
+    assert f"in {seen:.0%} of studies" in section(markup, "nulls") and f"{len(values)} organisms" in section(markup, "nulls")

@@ -1,0 +1,172 @@
+"""Quantities of single components of a run: causes, the four of every page, their course over steps, and the rivals of a cause.
+
+What a page of many runs draws is made here too: of every layer the components that are largest over seeds, the others summed.
+Knows the frames of a run; knows nothing about pages. Quantities are of the run's metric, in nats: causes as means over training
+samples before training, the others as means over a held-out probe set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from attribution.store.columns import BATCH, TRAINING
+from attribution.store.reader import Run
+
+QUANTITIES = ("influence", "strengthening", "share", "graft")
+RIVALS = {"opportunity": "grad_norm", "activity": "activation_before", "weight_norm": "weight_norm"}  # of a cause
+SHOWN: dict[str, dict[str, str]] = {  # the columns of what is drawn of a run, after model, arm and seed
+    "components": {
+        "probe": "name of the probe set",
+        "kind": "head, neuron or row",
+        "layer": "layer",
+        "index": "head, neuron or token id within it; -1 for all others of the layer, summed",
+        "members": "components in this row",
+        "word": "of a row of the unembedding, as the vocabulary spells it",
+        "influence": "effect of ablating it at the start, nats",
+        "strengthening": "change of that to the last milestone, nats",
+        "share": "update share, summed over steps, nats",
+        "graft": "metric with its change alone, put into the model at the start, minus without, nats",
+        "cause": "effect of ablating it on training samples before training, nats",
+        "opportunity": "norm of its gradient on the first batch",
+        "activity": "root mean square of its activation on the first batch",
+        "weight_norm": "norm of its weights before training",
+    },
+    "timelines": {
+        "step": "optimizer steps done",
+        "probe": "name of the probe set",
+        "kind": "head, neuron or row",
+        "layer": "layer",
+        "index": "head, neuron or token id within it",
+        "share": "update share, summed up to this step, nats; null where it was not read at every step",
+        "influence": "effect of ablating it, nats; null between milestones",
+    },
+}
+KINDS = ("head", "neuron", "row")
+TOP = 64  # neurons and rows of a layer that are kept one by one
+_COMPONENT = ["probe", "layer", "index"]
+_PLACE = ["kind", "layer", "index"]
+_OF = ["model", "arm", "probe", "kind", "layer"]  # within which the largest are chosen
+
+
+def causes(run: Run) -> pd.DataFrame:
+    """How much each component caused the trained responses: exact ablation on training samples, before training.
+
+    Returns:
+        One row per component: kind, layer, index, cause (nats) and kl (ablated || intact, nats per token); no row where
+        causes were not recorded.
+    """
+    rows = run.influence
+    rows = rows[(rows["probe"] == TRAINING) & (rows["step"] == 0) & (rows["index"] >= 0) & rows["effect"].notna()]
+    table = plain(rows).rename(columns={"effect": "cause"})[["kind", "layer", "index", "cause", "kl"]]
+    return table.astype({"layer": int, "index": int, "cause": "float64", "kl": "float64"}).reset_index(drop=True)
+
+
+def per_component(run: Run, kind: str) -> pd.DataFrame:
+    """The four quantities of every recorded component of one kind.
+
+    Returns:
+        One row per probe set and component: probe, layer, index, the columns of `QUANTITIES` (NaN where not
+        measured), and share_steps, the number of steps the share is summed over.
+    """
+    influence, parts, grafts = (_single(frame, kind) for frame in (run.influence, run.parts, run.grafts))
+    last = influence.groupby("probe")["step"].transform("max")
+    before = _total(influence[influence["step"] == 0], "effect")
+    after = _total(influence[(influence["step"] == last) & (influence["step"] > 0)], "effect")
+    recorded = parts[parts["share"].notna()]
+    columns = {
+        "influence": before,
+        "strengthening": after - before,
+        "share": _total(recorded, "share"),
+        "share_steps": recorded.groupby(_COMPONENT)["step"].nunique(),
+        "graft": _total(grafts[grafts["step"] == grafts.groupby("probe")["step"].transform("max")], "graft"),
+    }
+    pieces = [column.rename(name) for name, column in columns.items() if len(column)]
+    if not pieces:
+        none = pd.DataFrame(columns=[*_COMPONENT, *columns])
+        return none.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
+    table = pd.concat(pieces, axis=1).reindex(columns=list(columns)).sort_index().reset_index()
+    return table.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
+
+
+def components(run: Run) -> pd.DataFrame:
+    """Every recorded component with its four quantities, its cause and the rivals of that: `SHOWN`, but for `members`."""
+    table = pd.concat([per_component(run, kind).assign(kind=kind) for kind in KINDS], ignore_index=True)
+    table = table.merge(causes(run)[[*_PLACE, "cause"]], on=_PLACE, how="left").merge(_rivals(run), on=_PLACE, how="left")
+    words = run.vocabulary
+    rows = (table["kind"] == "row") & (table["index"] < len(words))
+    table["word"] = [words[index] if row else "" for row, index in zip(rows, table["index"], strict=True)]
+    return table[[column for column in SHOWN["components"] if column != "members"]]
+
+
+def timelines(run: Run) -> pd.DataFrame:
+    """Share and influence of every component over steps: `SHOWN`. Shares of those alone that were read at every step."""
+    keys = ["probe", *_PLACE]
+    shares = pd.concat([_single(run.components, kind) for kind in KINDS], ignore_index=True)
+    shares = shares.loc[shares["share"].notna(), ["step", *keys, "share"]].astype({"share": "float64"})
+    read = shares.groupby(keys)["step"].transform("nunique")
+    shares = shares[read == shares.groupby("probe")["step"].transform("nunique")].sort_values("step")
+    shares["share"] = shares.groupby(keys)["share"].cumsum()
+    influence = pd.concat([_single(run.influence, kind) for kind in KINDS], ignore_index=True)
+    influence = influence[["step", *keys, "effect"]].rename(columns={"effect": "influence"}).astype({"influence": "float64"})
+    both = shares.merge(influence.dropna(), on=["step", *keys], how="outer")
+    return both.astype({"step": int, "layer": int, "index": int})[list(SHOWN["timelines"])]
+
+
+def drawn(tables: Sequence[pd.DataFrame], courses: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is drawn of several runs: all heads, the `TOP` neurons and rows of every layer, and the sum of the layer's others.
+
+    Which are the largest goes by the mean size, over seeds, of the update share, or else of the strengthening, or of the
+    influence before.
+
+    Args:
+        tables: `components` of every run, with model, arm and seed.
+        courses: `timelines` alike.
+
+    Returns:
+        Both in one frame each, with the columns of `SHOWN` after model, arm and seed.
+    """
+    every = pd.concat(tables, ignore_index=True)
+    size = every[["share", "strengthening", "influence"]].abs().bfill(axis=1).iloc[:, 0].rename("size")
+    over_seeds = size.groupby([every[key] for key in (*_OF, "index")]).mean()
+    place = over_seeds.groupby(level=_OF).rank(ascending=False, method="first")
+    keys = pd.MultiIndex.from_frame(every[[*_OF, "index"]])
+    kept = (every["kind"] == "head").to_numpy() | (place.reindex(keys) <= TOP).to_numpy()
+    by = ["model", "arm", "seed", "probe", "kind", "layer"]
+    others = every[~kept].groupby(by)
+    rest = others[[*QUANTITIES, "cause"]].sum(min_count=1)
+    rest = rest.assign(index=-1, members=others.size(), word="").reset_index()
+    chosen = pd.concat([every[kept].assign(members=1), rest], ignore_index=True)
+    course = pd.concat(courses, ignore_index=True)
+    wanted = pd.MultiIndex.from_frame(every.loc[kept, [*_OF, "index"]].drop_duplicates())
+    course = course[pd.MultiIndex.from_frame(course[[*_OF, "index"]]).isin(wanted)]
+    named = ["model", "arm", "seed"]
+    return _small(chosen[[*named, *SHOWN["components"]]]), _small(course[[*named, *SHOWN["timelines"]]].reset_index(drop=True))
+
+
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Categories as strings, so that grouping knows only the values that are there."""
+    return frame.astype({name: object for name in ("probe", "kind", "part") if name in frame})
+
+
+def _rivals(run: Run) -> pd.DataFrame:
+    batch = plain(run.components)
+    batch = batch[(batch["probe"] == BATCH) & (batch["step"] == 1) & (batch["index"] >= 0) & batch["kind"].isin(KINDS)]
+    found = batch[[*_PLACE, *RIVALS.values()]].rename(columns={column: name for name, column in RIVALS.items()})
+    return found.astype({"layer": int, "index": int, **dict.fromkeys(RIVALS, "float64")})
+
+
+def _small(frame: pd.DataFrame) -> pd.DataFrame:
+    """Half the bytes: what is drawn needs no more digits."""
+    return frame.astype({column: "float32" for column in frame if frame[column].dtype == "float64"})
+
+
+def _single(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Rows of single components of one kind on held-out probe sets: no whole layers, no remainder, nothing trained on."""
+    return plain(frame[(frame["kind"] == kind) & (frame["index"] >= 0) & ~frame["probe"].isin((BATCH, TRAINING))])
+
+
+def _total(rows: pd.DataFrame, column: str) -> pd.Series:
+    values = rows[[*_COMPONENT, column]].astype({column: "float64"})
+    return values.groupby(_COMPONENT)[column].sum(min_count=1).dropna()
