@@ -9,7 +9,7 @@ import pytest
 
 from attribution.cli import VERBS, main
 from attribution.samples import read_samples
-from attribution.store import RunWriter
+from attribution.store import RunWriter, write_json
 
 
 def python(*code: str) -> subprocess.CompletedProcess:
@@ -99,15 +99,30 @@ def test_samples_are_cut_from_text(tmp_path, capsys):
     ]
 
 
-def test_ls_lists_runs_with_their_state(tmp_path, capsys):
-    RunWriter(tmp_path / "a" / "seed-0", {"model": "m\x1b[31m", "recipe": "sft"}).finish({"steps": 3})
-    writer = RunWriter(tmp_path / "a" / "seed-1", {"model": "m", "recipe": "sft"})
+def test_ls_lists_studies_arms_and_runs(tmp_path, capsys):
+    study = tmp_path / "mine"
+    RunWriter(study / "a-0" / "seed-0", {"model": "m\x1b[31m", "recipe": "sft", "seed": 0}).finish({"steps": 3})
+    RunWriter(study / "a-0" / "seed-2", {"model": "m", "recipe": "sft", "seed": 2}).finish({"steps": 3})
+    writer = RunWriter(study / "a-0" / "seed-1", {"model": "m", "recipe": "sft", "seed": 1})
     writer.add("steps", pd.DataFrame([{"step": 1}]))
     writer.status("failed", step=1)
+    RunWriter(tmp_path / "other" / "b-0" / "seed-0", {"model": "n", "recipe": "dpo", "seed": 0})
     assert main(["ls", str(tmp_path)]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert "finished  3 steps  sft  m\\x1b[31m" in first and "\x1b" not in first
-    assert "failed  1 steps" in second
+    assert first == f"{study / 'a-0'}  failed: seed 1 at step 1; finished: seeds 0, 2  sft  m"
+    assert second == f"{tmp_path / 'other' / 'b-0'}  running: seed 0 at step 0  dpo  n"
+    row = {"verdict": "supported", "note": "relatively spared"}
+    write_json(study / "findings.json", [{"claim": {"id": "boost"}, "verdict": [row]}])
+    write_json(study / "study.json", {"not_judged": {"larp": "no\x07 arm"}})
+    assert main(["ls", str(tmp_path), "--every"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        f"{study}: 2 of 3 runs finished",
+        "  boost: supported (relatively spared)",
+        "  larp: not judged, no\\x07 arm",
+    ]
+    assert lines[3].endswith("finished  3 steps  sft  m\\x1b[31m") and lines[4].endswith("failed  1 steps  sft  m")
+    assert len(lines) == 7 and "\x1b" not in "".join(lines)
 
 
 def test_a_study_file_runs_every_arm_with_every_seed_and_ends_with_the_page(tmp_path, monkeypatch, capsys):

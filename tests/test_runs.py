@@ -49,6 +49,8 @@ def test_a_run_holds_causes_record_grafts_and_report(finished, data):
     assert causes["kind"].value_counts().to_dict() == {"neuron": 1024, "row": 101, "head": 16}
     assert set(found.influence["probe"]) == {TRAINING, "conflict", "agree"}
     assert set(found.parts["probe"]) == {BATCH, "conflict", "agree"}
+    words = found.tokens.astype({"when": str})
+    assert words.groupby("when")["sample"].nunique().to_dict() == {"after": 4, "before": 4} and words["effect"].abs().max() > 0
     assert len(told) == 4 and all(line in (path / "log.txt").read_text() for line in told)
     assert not (path / "trainer").exists()
     inputs = json.loads((path / "config.json").read_text())["inputs"]

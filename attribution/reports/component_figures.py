@@ -223,6 +223,8 @@ def timeline(record: Record, model: str, probe: str, name: str, colours: Mapping
 def _thin(own: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The lines beside a mean: every seed, or of many the ends of the interval over them."""
     seeds = sorted(own.index.get_level_values("seed").unique())
+    if len(seeds) == 1:
+        return  # it is the mean
     if len(seeds) <= MOST_SEEDS:
         yield from ((f"seed {seed}", own.xs(seed, level="seed")) for seed in seeds)
         return

@@ -15,8 +15,8 @@ from attribution.store.quantities import TOP, components, drawn, timelines
 COURSE = "course"  # key of the figure on which a click on a map leads
 _STEPS = (
     "Update share: summed up to each step, of components whose share was read at every step. Influence: the effect of ablating "
-    f"the component, at milestones. Choose a component, or click on one in the maps above; of neurons and rows the largest {TOP} "
-    "of every layer."
+    "the component, at milestones. Choose a component, or click on one in the maps above; of neurons and rows the largest "
+    f"{TOP} of every layer."
 )
 
 

@@ -52,10 +52,13 @@ def cells(record: Record, model: str, arm: str, probe: str, kind: str) -> pd.Dat
 
 
 def first(record: Record, name: str) -> list[str]:
-    """The values of a column of the frame of components, as the study orders them."""
+    """The values of a column of the frame of components: model, arm or probe, as the study orders them."""
     frame = record.frames["components"]
-    known = record.told.get({"model": "models", "arm": "arms"}.get(name, ""), [])
     there = [str(value) for value in frame[name].unique()] if name in frame else []
+    if name == "probe":
+        known = [str(probe) for probe in record.frames["probes"]["probe"].unique()]
+    else:
+        known = [str(value) for value in record.told.get(f"{name}s") or []]
     return sorted(there, key=lambda value: known.index(value) if value in known else len(known))
 
 

@@ -51,7 +51,7 @@ def sections(record: Record, colours: Mapping[str, str]) -> list[tuple[str, str,
     kinds = Choice("components", list(tables.SINGLE), [KINDS[kind] for kind in tables.SINGLE])
     across = Choice("against", list(tables.ACROSS), [name for name, _ in tables.ACROSS.values()])
     layers = chosen("maps", (model, arm, probe, kinds), lambda *place: figures.layers(record, *place), course="timeline")
-    over_steps = courses("timeline", (model, probe), lambda *place: figures.course(record, *place, colours))
+    over_steps = courses("timeline", (model, probe), lambda of, on: figures.course(record, of, on, colours))
     rows = chosen("unembedding", (model, arm, probe), lambda *place: figures.rows(record, *place))
     return [
         ("layers", "Layer by layer",

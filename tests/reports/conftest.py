@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from attribution.claims import BOOST, Claim, evaluate
 from attribution.reports import report, study_report
-from attribution.store import BATCH, TRAINING, RunWriter, write_json
+from attribution.store import BATCH, TRAINING, RunWriter, read_run, write_json
+from attribution.store.quantities import components as components_of
+from attribution.store.quantities import drawn, timelines
 
 LAYERS, HEADS, NEURONS, STEPS = 3, 4, 12, 6
 PROBES = ("conflict", "agree <b>held out</b>")
@@ -108,13 +111,14 @@ def write_run(
     causes: bool = True,
     config: dict[str, Any] = CONFIG,
     read: bool = True,
+    draw: int = 0,
 ) -> Path:
     """Write a run. Half-way: 3 steps, no milestone, no graft, no meta.
 
     neurons: how many per layer have an influence. causes: whether they were measured on training samples.
-    read: whether those of completions were read, where the config's recipe samples or prefers any.
+    read: whether those of completions were read, where the config's recipe samples or prefers any. draw: of the numbers.
     """
-    generator, writer = np.random.default_rng(0), RunWriter(path, config)
+    generator, writer = np.random.default_rng(draw), RunWriter(path, config)
     if causes:
         _add_causes(writer)
     steps = STEPS if finished else STEPS // 2
@@ -143,6 +147,7 @@ def write_run(
             }]))  # fmt: skip
         writer.flush()
     if finished:
+        _add_tokens(writer)
         writer.meta(META)
         for probe in PROBES:
             _add_influence(writer, probe, steps, neurons, generator)
@@ -168,6 +173,17 @@ def _add_causes(writer: RunWriter) -> None:
     rows = pd.concat([_singles(TRAINING, NEURONS, step=0), words], ignore_index=True)
     writer.add("influence", rows.assign(effect=generator.normal(0, 0.5, len(rows)), kl=generator.random(len(rows))))
     writer.flush()
+
+
+TOKENS = ("tom", SCRIPT, "w" * 10_000, "<b>is</b>", " ")
+
+
+def _add_tokens(writer: RunWriter) -> None:
+    """Two prompts before and after: effects that tell which is which."""
+    rows = [{"when": when, "probe": PROBES[0], "sample": sample, "position": place, "token": token,
+             "effect": (1 if when == "before" else 2) * (place + 1) - 4 * sample}
+            for when in ("before", "after") for sample in (0, 1) for place, token in enumerate(TOKENS)]  # fmt: skip
+    writer.add("tokens", pd.DataFrame(rows))
 
 
 @pytest.fixture
@@ -302,6 +318,26 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study(tmp_path_factory.mktemp("studies") / "planted")
 
 
+@pytest.fixture(scope="session")
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with its single components: three models and the control, two arms, three seeds."""
+    place = tmp_path_factory.mktemp("studies") / "components"
+    write_study(place)
+    tables: dict[str, list[pd.DataFrame]] = {"components": [], "timelines": [], "tokens": []}
+    for number, (model, arm, seed) in enumerate(product((*MODELS[2:5], CONTROL), ("A", "<b>both</b>"), range(3))):
+        if (model, arm) == (MODELS[4], "<b>both</b>"):
+            continue  # this model has no such arm
+        run = read_run(write_run(tmp_path_factory.mktemp("runs") / "run", draw=number))
+        for name, frame in (("components", components_of(run)), ("timelines", timelines(run)), ("tokens", run.tokens)):
+            words = {column: object for column in ("when", "probe", "token") if column in frame}
+            tables[name].append(frame.astype(words).assign(model=model, arm=arm, seed=seed))
+    chosen, courses = drawn(tables["components"], tables["timelines"])
+    frames = {"components": chosen, "timelines": courses, "tokens": pd.concat(tables["tokens"], ignore_index=True)}
+    for name, frame in frames.items():
+        frame.to_parquet(place / "frames" / f"{name}.parquet")
+    return place
+
+
 def sync_api():
     return pytest.importorskip("playwright.sync_api")
 
@@ -337,7 +373,7 @@ def visit(browser):
         page.on("request", lambda request: asked.append(request.url))
         write = study_report if (path / "study.json").exists() else report
         page.goto(write(path).as_uri())
-        page.wait_for_function("document.documentElement.dataset.drawn === 'all'")
+        page.locator("html[data-drawn=all]").wait_for(state="attached")
         return page
 
     yield go

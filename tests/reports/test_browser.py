@@ -23,9 +23,9 @@ def hover_at(page, plot, column, row):
 
 
 def test_every_figure_is_drawn(visit, finished, unfinished):
-    assert visit(finished).locator(".js-plotly-plot").count() == 12
+    assert visit(finished).locator(".js-plotly-plot").count() == 14
     page = visit(unfinished)
-    assert page.locator(".js-plotly-plot").count() == 11
+    assert page.locator(".js-plotly-plot").count() == 12
     assert page.locator("#scatter .absent").is_visible()
 
 
@@ -60,7 +60,7 @@ def test_causes_are_drawn_from_the_frame_and_hover_with_their_rank(visit, finish
 
 def test_without_causes_two_sentences_stand_for_two_sections(visit, uncaused):
     page = visit(uncaused)
-    assert page.locator(".js-plotly-plot").count() == 9
+    assert page.locator(".js-plotly-plot").count() == 11
     for key in ("causes", "scatter"):
         assert page.locator(f"#{key} .absent").is_visible() and page.locator(f"#{key} .plot").count() == 0
 
@@ -103,7 +103,7 @@ def test_completions_are_drawn_hovered_and_fit(visit, sampled):
 
 def test_no_button_sends_a_figure_away(visit, finished):
     buttons = visit(finished).locator(".modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
-    assert len(buttons) == 12
+    assert len(buttons) == 14
     assert {title.split()[0] for title in buttons} == {"Download"}
 
 

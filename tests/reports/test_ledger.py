@@ -33,6 +33,7 @@ def test_a_study_adds_its_verdicts(study, build_study, tmp_path, capsys):
     assert main(["claims", "--study", str(study)]) == 0
     text = flat(capsys.readouterr().out)
     assert "Supported: each mechanism was strengthened more in its own arm" in text and "otherwise" not in text
+    assert "By model: planted/0 +0.34" in text and "planted/<b>4</b> +0.3" in text
     other = build_study(tmp_path / "other", claims=(BOOST.model_copy(update={"delta": 0.9}),), not_judged={"larp": "no arm"})
     text = flat(ledger(study=str(other)))
     assert "judged as declared otherwise" in text and "no arm" in text
