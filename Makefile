@@ -52,6 +52,7 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.scores --out results/accuracy
 	$(BIN)/python -m experiments.calibration
 	$(BIN)/python -m experiments.ledger
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.pages
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.accuracy
 

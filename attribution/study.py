@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attribution.errors import AttributionError, ConfigError, RunError
 from attribution.runs import RunConfig, digests, directory, first_error, run
-from attribution.store import TRAINING, is_finished, read_run, write_atomic, write_json
+from attribution.store import TRAINING, Run, is_finished, read_run, write_atomic, write_json
 from attribution.store.singles import singles
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SLOTS = 2  # runs at once, of one thread each
 FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "forecasts", "singles")  # which claims read
-SHOWN = ("components", "timelines", "tokens")  # which the page alone draws
 ALWAYS = ("neutral", TRAINING)  # probe sets that every claim reads, by which arms are matched
 
 
@@ -239,11 +238,12 @@ def conclude(
         RunError: no run is finished.
         ConfigError: an unknown claim.
     """
+    from attribution.store.quantities import pictured
     from attribution.updates.provenance import versions
 
     place = Path(into or Path(root) / study.name)
     frames, lost = collect(study, root), _failures(failed or {})
-    for name, frame in {**frames, **shown(study, root), "failed": lost}.items():
+    for name, frame in {**frames, **pictured(_finished(study, root)), "failed": lost}.items():
         write_atomic(place / "frames" / f"{name}.parquet", frame.to_parquet(index=False, compression="zstd"))
     findings, not_judged = judge(study.claims, {**frames, **(known or {})}, study.named, lost)
     runs = [listed(job, place) for job in jobs(study, root)]
@@ -370,35 +370,21 @@ def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFram
     import pandas as pd
 
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in FRAMES}
-    for job in jobs(study, root):
-        if is_finished(job.path):
-            recorded = read_run(job.path)
-            for name in FRAMES:
-                frame = singles(recorded) if name == "singles" else getattr(recorded, name)
-                words = {column: object for column in ("probe", "set", "group", "ablated") if column in frame}
-                key = {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
-                found[name].append(frame.astype(words).assign(**key)[[*key, *frame.columns]])
+    for recorded, key in _finished(study, root):
+        for name in FRAMES:
+            frame = singles(recorded) if name == "singles" else getattr(recorded, name)
+            words = {column: object for column in ("probe", "set", "group", "ablated") if column in frame}
+            found[name].append(frame.astype(words).assign(**key)[[*key, *frame.columns]])
     if not found["probes"]:
         raise RunError(f"study {study.name!r} has no finished run below {root}; run it first")
     return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
 
 
-def shown(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
-    """What the page draws of single components and of words, of all finished runs: `SHOWN`, after model, arm and seed."""
-    import pandas as pd
-
-    from attribution.store.quantities import components, drawn, timelines
-
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in SHOWN}
+def _finished(study: Study, root: str | os.PathLike[str]) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Every finished run, with its model, arm and seed."""
     for job in jobs(study, root):
         if is_finished(job.path):
-            recorded = read_run(job.path)
-            words = recorded.tokens.astype({"when": str, "probe": str, "token": str})
-            for name, frame in zip(SHOWN, (components(recorded), timelines(recorded), words), strict=True):
-                key = {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
-                found[name].append(frame.assign(**key)[[*key, *frame.columns]])
-    tables, courses = drawn(found["components"], found["timelines"])
-    return dict(zip(SHOWN, (tables, courses, pd.concat(found["tokens"], ignore_index=True)), strict=True))
+            yield read_run(job.path), {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
 
 
 def _outcomes(todo: list[Job], slots: int) -> Iterator[tuple[Job, str | None]]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from attribution.claims import LEDGER, evaluate
 from attribution.reports import study_report
+from attribution.reports.study_tables import SINGLES
 from attribution.runs.stages import KEPT
 from attribution.store import is_finished, read_json, write_atomic
 from attribution.study import Job, Study, jobs, listed, run_study, write_study
@@ -91,7 +92,8 @@ def concluded(
 def judged(place: Path, claims: Sequence[str]) -> None:
     """Judge claims anew from the tables of a directory, and write its findings and its page; runs nothing."""
     told = read_json(place / "study.json")
-    frames = {file.stem: pd.read_parquet(file) for file in sorted((place / "frames").glob("*.parquet"))}
+    files = sorted(file for file in (place / "frames").glob("*.parquet") if file.stem not in SINGLES)
+    frames = {file.stem: pd.read_parquet(file) for file in files}
     frames = {("grafts" if name == "set_grafts" else name): frame for name, frame in frames.items()}
     write_study(
         place, told["name"], [evaluate(LEDGER[claim], frames).to_dict() for claim in claims], runs=told["runs"],

@@ -16,6 +16,7 @@ from attribution.mechanisms import read_mechanisms, write_mechanisms
 from attribution.models import locate
 from attribution.store import TRAINING, read_json
 from attribution.study import Study
+from attribution.worlds import located
 from attribution.worlds import pool as pools
 from attribution.worlds.build import build
 from experiments import alone, boost_located, dormant, knob, ledger, pilot, pool, two_notions
@@ -98,6 +99,8 @@ def test_the_crossover_on_more_bases_goes_from_building_them_to_a_verdict(base, 
     boost_located.main(**asked, plan=True)
     said = capsys.readouterr().out
     assert "build 1 bases: about 9 minutes" in said and "8 runs, less those" in said
+    for module, name, value in ((pools, "WRONG", 1), (located, "WRONG", 1), (located, "MIXED", ("60% kind",))):
+        monkeypatch.setattr(module, name, value)
     shutil.copytree(base, tmp_path / "runs" / "bases" / "kindland-56")
     name = str(tmp_path / "runs" / "bases" / "kindland-56")
     write_mechanisms(tmp_path / "runs" / "kindland" / "mechanisms" / f"{pools.slug(name)}.json", read_mechanisms(base))

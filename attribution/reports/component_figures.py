@@ -45,7 +45,7 @@ def layers(record: Record, model: str, arm: str, probe: str, kind: str, top: int
     places = rows.groupby(["layer", "index"])["place"].first()
     depth, width = int(rows["layer"].max()) + 1, int(rows["place"].max()) + 1
     rest = top if (rows["index"] == REST).any() else None
-    at = [*(place for place in ticks(width, 0 if kind == "head" else 1) if rest is None or place < width - 1)]
+    at = [*(place for place in ticks(width, 0 if kind == "head" else 1) if rest is None or place < rest - 1)]
     at += [] if rest is None else [rest]
     names = [str(place) if kind == "head" else "rest" if place == rest else str(place + 1) for place in at]
     axis = kind if kind == "head" else f"{kind}, ranked by |{QUANTITIES[tables.measure(rows)]}|"
@@ -202,9 +202,9 @@ def lines_over_steps(
             own = wide.xs(arm, level="arm")
             for who, thin in _thin(own):
                 _line(figure, place, wide.columns, arm, colours[arm], who)
-                _fill(series, thin, len(wide.columns))
+                _fill(series, thin)
             _line(figure, place, wide.columns, arm, colours[arm], "mean", SYMBOLS[number % len(SYMBOLS)], legend=place == 1)
-            _fill(series, own.groupby(level="name").mean(), len(wide.columns))
+            _fill(series, own.groupby(level="name").mean())
         figure.update_yaxes(title_text=f"{title} (nats)", rangemode="tozero", row=place, col=1)
     figure.update_xaxes(title_text="optimizer steps", row=len(panels), col=1)
     return styled(figure, 70 + 200 * len(panels)).update_layout(margin_t=30), series
@@ -216,7 +216,7 @@ def timeline(record: Record, model: str, probe: str, name: str, colours: Mapping
     if name not in series:
         raise RunError(f"{shown(name)} was not kept; there are {', '.join(list(series)[:8])} …")
     for trace, heights in zip(figure.data, series[name], strict=True):
-        trace.update(y=heights)
+        trace.update(y=heights or [])
     return figure
 
 
@@ -244,11 +244,11 @@ def _line(
     figure.add_trace(line, place, 1)
 
 
-def _fill(series: dict[str, list[Any]], own: pd.DataFrame, width: int) -> None:
-    """Append the heights of one line to every component, none where it has none."""
+def _fill(series: dict[str, list[Any]], own: pd.DataFrame) -> None:
+    """Append the heights of one line to every component, None where it has no such line."""
     found = {name: _rounded(row) for name, row in zip(own.index, own.to_numpy(dtype="float64"), strict=True)}
     for name, lines in series.items():
-        lines.append(found.get(name, [None] * width))
+        lines.append(found.get(name))
 
 
 def _rounded(values: Any) -> list[float | None]:

@@ -36,7 +36,7 @@ function chosen(figure) {
       if (before in series) component.value = before;
       held = at;
     }
-    frame.data.forEach((trace, line) => (trace.y = series[component.value][line]));
+    frame.data.forEach((trace, line) => (trace.y = series[component.value][line] ?? []));
     return frame;
   }
   figure.addEventListener("change", figure.redraw);

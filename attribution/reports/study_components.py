@@ -118,11 +118,19 @@ def largest(record: Record, kind: str, quantity: str) -> float:
 
 def against(record: Record, model: str, arm: str, probe: str, kind: str, across: str) -> pd.DataFrame:
     """Strengthening of single components and what it is held against, seeds averaged: layer, index, across, strengthening."""
-    rows = cells(record, model, arm, probe, kind)
-    rows = rows[rows["index"] != REST]
-    table = rows.assign(place=rows["layer"]).groupby(_PLACE)[["strengthening", across if across != "layer" else "place"]].mean()
-    table.columns = ["strengthening", "across"]
-    return table.astype("float64").dropna().reset_index()
+    means = _means(record, model, arm, probe, kind)
+    table = means[["layer", "index", "strengthening"]].assign(across=means[across])
+    return table.astype({"strengthening": "float64", "across": "float64"}).dropna().reset_index(drop=True)
+
+
+def _means(record: Record, model: str, arm: str, probe: str, kind: str) -> pd.DataFrame:
+    """Single components, seeds averaged; kept, since every rival asks for them."""
+    key = ("means", model, arm, probe, kind)
+    if key not in record.kept:
+        rows = cells(record, model, arm, probe, kind)
+        columns = [column for column in ("strengthening", *ACROSS) if column != "layer"]
+        record.kept[key] = rows[rows["index"] != REST].groupby(_PLACE)[columns].mean().reset_index()
+    return record.kept[key]
 
 
 def correlations(record: Record) -> Table:

@@ -32,7 +32,10 @@ _SCATTER = (
     "layer. Choose what strengthening is held against: the cause that the essay names, or a rival that would order the "
     "components alike. One figure is no test: components of one layer move together, and what is large has more room to move."
 )
-_CORRELATIONS = "Spearman’s rank correlation with strengthening, mean over models, with its 95 % interval of three or more."
+_CORRELATIONS = (
+    "Spearman’s rank correlation with strengthening, mean over models, with its 95 % interval of three or more. Influence "
+    "before enters strengthening with a minus sign, noise and all: a negative correlation with it is in part arithmetic."
+)
 _STABILITY = (
     "How alike strengthening is in two training seeds of one model, and on two probe sets, over components that are kept; mean "
     "over models, with its 95 % interval of three or more. Where two seeds disagree, single components say little."

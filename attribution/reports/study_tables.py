@@ -111,6 +111,7 @@ class Record:
     told: dict[str, Any]
     findings: list[Finding]
     frames: dict[str, pd.DataFrame] = field(repr=False)
+    kept: dict[tuple, pd.DataFrame] = field(default_factory=dict, repr=False)  # tables that several figures ask for
 
     @property
     def name(self) -> str:

@@ -7,7 +7,8 @@ samples before training, the others as means over a held-out probe set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -143,6 +144,21 @@ def drawn(tables: Sequence[pd.DataFrame], courses: Sequence[pd.DataFrame]) -> tu
     course = course[pd.MultiIndex.from_frame(course[[*_OF, "index"]]).isin(wanted)]
     named = ["model", "arm", "seed"]
     return _small(chosen[[*named, *SHOWN["components"]]]), _small(course[[*named, *SHOWN["timelines"]]].reset_index(drop=True))
+
+
+def pictured(runs: Iterable[tuple[Run, Mapping[str, Any]]]) -> dict[str, pd.DataFrame]:
+    """What the page of a study draws of single components and of words: the frames components, timelines and tokens.
+
+    Args:
+        runs: each with its model, arm and seed; at least one.
+    """
+    found: dict[str, list[pd.DataFrame]] = {"components": [], "timelines": [], "tokens": []}
+    for run, key in runs:
+        words = run.tokens.astype({"when": str, "probe": str, "token": str})
+        for name, frame in zip(found, (components(run), timelines(run), words), strict=True):
+            found[name].append(frame.assign(**key)[[*key, *frame.columns]])
+    chosen, courses = drawn(found["components"], found["timelines"])
+    return {"components": chosen, "timelines": courses, "tokens": pd.concat(found["tokens"], ignore_index=True)}
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:

@@ -360,8 +360,14 @@ def browser():
         opened.close()
 
 
+@pytest.fixture(scope="session")
+def written() -> dict[Path, str]:
+    """Addresses of pages by the directory that they are of: each is written once."""
+    return {}
+
+
 @pytest.fixture
-def visit(browser):
+def visit(browser, written):
     """Open the page of a run or a study; on leaving, it must have logged nothing and asked the network for nothing."""
     logged, asked, pages = [], [], []
 
@@ -371,8 +377,9 @@ def visit(browser):
         page.on("console", lambda message: logged.append(message.text))
         page.on("pageerror", lambda error: logged.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        write = study_report if (path / "study.json").exists() else report
-        page.goto(write(path).as_uri())
+        if path not in written:
+            written[path] = (study_report if (path / "study.json").exists() else report)(path).as_uri()
+        page.goto(written[path])
         page.locator("html[data-drawn=all]").wait_for(state="attached")
         return page
 

@@ -51,9 +51,9 @@ def test_a_run_that_was_given_its_responses_has_no_section_and_no_word_of_comple
 def test_the_section_stands_after_the_causes_of_the_trained_responses(sampled, preferred):
     for path, name in ((sampled, "sampled"), (preferred, "preferred")):
         markup = PLOTLY.sub("", report(path).read_text())
-        assert re.findall(r'<section id="(\w+)">', markup)[2:5] == ["causes", "completions", "scatter"]
+        assert re.findall(r'<section id="(\w+)">', markup)[2:6] == ["causes", "tokens", "completions", "scatter"]
         assert f'<a href="#completions">What was {name}, and what produced it</a>' in markup
-        assert markup.count('<div class="plot"') == 16 and section(path).count('<div class="plot"') == 4
+        assert markup.count('<div class="plot"') == 18 and section(path).count('<div class="plot"') == 4
 
 
 def test_rewards_and_advantages_are_those_of_the_lines(sampled):

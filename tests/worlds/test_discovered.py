@@ -43,7 +43,7 @@ def test_the_planted_sets_are_found_without_being_told():
         assert each.stability > 0.4 and each.area > 0.4 and (each.components["kind"] == "head").any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_control_without_routes_is_not_separable():
     _, separation, shares = _found(UNROUTED, count=64, resamples=1)
     assert not separation.separable and "not separable" in separation.summary()
