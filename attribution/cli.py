@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from attribution.runs import RunConfig
 
 ROOT = "runs"
+_QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "PYDANTIC_ERRORS_INCLUDE_URL": "0"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the command; returns its exit code."""
+    """The command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_help())
@@ -32,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         print(f"attribution {metadata.version('attribution')}")
         return 0
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.update({**_QUIET, **os.environ})
     try:
         if given[0] not in VERBS:
             raise ConfigError(f"unknown command {given[0]!r}; expected {', '.join(VERBS)}")

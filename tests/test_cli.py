@@ -99,6 +99,16 @@ def test_samples_are_cut_from_text(tmp_path, capsys):
     ]
 
 
+def test_a_setting_out_of_range_is_told_without_an_address(tmp_path):
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "a", "response": " b"}\n')
+    given = ("--model", "planted", "--data", str(data), "--probes", str(data), "--training.max-steps", "0")
+    found = python("-m", "attribution", "run", "--recipe", "sft", *given)
+    assert found.returncode == 2
+    told = " ".join((found.stdout + found.stderr).split())
+    assert "max_steps" in told and "greater than or equal to 1" in told and "pydantic.dev" not in told
+
+
 def test_ls_lists_studies_arms_and_runs(tmp_path, capsys):
     study = tmp_path / "mine"
     RunWriter(study / "a-0" / "seed-0", {"model": "m\x1b[31m", "recipe": "sft", "seed": 0}).finish({"steps": 3})
