@@ -15,7 +15,7 @@ from scipy.stats import false_discovery_control, spearmanr, t
 
 from attribution.claims.statistics import t_interval
 from attribution.errors import RunError
-from attribution.reports.quantities import KINDS, QUANTITIES, shown, signed
+from attribution.reports.quantities import KINDS, QUANTITIES, percent, shown, signed
 from attribution.reports.study_tables import Record, Table, interval, number
 
 SINGLE = ("head", "neuron")
@@ -31,8 +31,8 @@ REST = -1  # the index of all others of a layer, summed
 FIRST = 10  # components compared as "the largest"
 _PLACE = ["layer", "index"]
 _NONE = (
-    "Single components were not kept with the tables of this study; `attribution report RUN` shows those of a run, and "
-    "`attribution study` keeps them."
+    "Single components were not recorded in this study, or not kept with its tables: `attribution report RUN` shows those of a "
+    "run, `attribution study` keeps what was recorded."
 )
 
 
@@ -172,7 +172,7 @@ def stability(record: Record) -> Table:
 
     head = ["", "two seeds, rank correlation", f"two seeds, share of the {FIRST} largest in common",
             "two probe sets, rank correlation"]  # fmt: skip
-    return _over_models(record, head, [seeds, shared, prompts])
+    return _over_models(record, head, [seeds, shared, prompts], shares=(1,))
 
 
 def spearman(table: pd.DataFrame, one: object, other: object) -> float:
@@ -194,8 +194,8 @@ def hover(row: dict, kind: str, name: str, count: int, layer_total: int) -> str:
     )
 
 
-def _over_models(record: Record, head: list[str], columns: list) -> Table:
-    """A row per arm and kind: each figure on the first probe set, meaned over models, with an interval of several."""
+def _over_models(record: Record, head: list[str], columns: list, shares: tuple[int, ...] = ()) -> Table:
+    """A row per arm and kind: each figure on the first probe set, meaned over models; of correlations with an interval."""
     if record.frames["components"].empty:
         return Table(head, [])
     probe = first(record, "probe")[0]
@@ -203,11 +203,11 @@ def _over_models(record: Record, head: list[str], columns: list) -> Table:
     for arm in first(record, "arm"):
         for kind in SINGLE:
             shown_cells = []
-            for figure in columns:
+            for place, figure in enumerate(columns):
                 models = [model for model in first(record, "model") if not record.is_control(model)]
                 values = [_figure(figure, model, arm, probe, kind) for model in models]
                 found = [value for value in values if not np.isnan(value)]
-                shown_cells.append(_cell(found))
+                shown_cells.append(percent(_mean(found)) if found and place in shares else _cell(found))
             if any(cell != "–" for cell in shown_cells):
                 rows.append([f"arm {shown(arm, 40)}, {KINDS[kind]}", *shown_cells])
     return Table(head, rows, tuple(range(1, len(head))))  # an interval may stand below its estimate
