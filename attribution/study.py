@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
@@ -203,9 +204,11 @@ def run_study(
             )
     if len(todo) < len(every):
         tell(f"{len(every) - len(todo)} of {len(every)} runs are finished already")
-    failed = {}
+    failed, begun = {}, time.monotonic()
     for number, (job, error) in enumerate(_outcomes(todo, slots), start=1):
         said = "" if error is None else f" failed: {error}"
+        left = (time.monotonic() - begun) / number * (len(todo) - number)  # as long as those before took
+        said += f" (about {left / 60:.0f} min left)" if left >= 60 else ""
         tell(f"{number} of {len(todo)}: arm {job.arm} on {job.config.model}, seed {job.config.seed}{said}")
         if error is not None:
             failed[job] = error

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from attribution import study as studies
 from attribution.claims import LEDGER
 from attribution.errors import ConfigError, RunError
 from attribution.mechanisms import read_mechanisms
@@ -122,6 +123,15 @@ def done(tmp_path_factory):
     study, told = small(root), []
     failed = run_study(study, root, slots=2, tell=told.append)
     return study, root, failed, told
+
+
+def test_a_study_says_about_how_long_is_left(tmp_path, monkeypatch):
+    clock = iter((0.0, 150.0, 280.0))
+    monkeypatch.setattr(studies, "_outcomes", lambda todo, slots: ((job, None) for job in todo))
+    monkeypatch.setattr(studies.time, "monotonic", lambda: next(clock))
+    told = []
+    run_study(small(tmp_path), tmp_path, tell=told.append)
+    assert told[0].endswith("(about 2 min left)") and "left" not in told[1]
 
 
 @pytest.mark.slow
