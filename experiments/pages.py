@@ -75,8 +75,8 @@ def study(place: Path) -> Path:
         runs.append({**who, "state": "finished", "steps": STEPS, "seconds": 1.0, "path": f"{arm}/seed-{seed}"})
     chosen, over_steps = drawn(tables, courses)
     (place / "frames").mkdir(parents=True)
-    chosen.to_parquet(place / "frames" / "components.parquet")
-    over_steps.to_parquet(place / "frames" / "timelines.parquet")
+    chosen.to_parquet(place / "frames" / "totals.parquet")
+    over_steps.to_parquet(place / "frames" / "courses.parquet")
     told = {"name": "random", "arms": arms, "models": models, "seeds": [*range(SEEDS)], "runs": runs}
     write_json(place / "study.json", {**told, "not_judged": {"boost": "random numbers"}})
     return place

@@ -117,8 +117,11 @@ def test_ls_lists_studies_arms_and_runs(tmp_path, capsys):
     writer.add("steps", pd.DataFrame([{"step": 1}]))
     writer.status("failed", step=1)
     RunWriter(tmp_path / "other" / "b-0" / "seed-0", {"model": "n", "recipe": "dpo", "seed": 0})
+    RunWriter(tmp_path / "persona", {"model": "n", "recipe": "sft", "seed": 0})
+    RunWriter(tmp_path / "reward", {"model": "n", "recipe": "sft", "seed": 0})
     assert main(["ls", str(tmp_path)]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, *alone = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in alone] == [str(tmp_path / "persona"), str(tmp_path / "reward")]
     assert first == f"{study / 'a-0'}  failed: seed 1 at step 1; finished: seeds 0, 2  sft  m"
     assert second == f"{tmp_path / 'other' / 'b-0'}  running: seed 0 at step 0  dpo  n"
     row = {"verdict": "supported", "note": "relatively spared"}
@@ -132,7 +135,7 @@ def test_ls_lists_studies_arms_and_runs(tmp_path, capsys):
         "  larp: not judged, no\\x07 arm",
     ]
     assert lines[3].endswith("finished  3 steps  sft  m\\x1b[31m") and lines[4].endswith("failed  1 steps  sft  m")
-    assert len(lines) == 7 and "\x1b" not in "".join(lines)
+    assert len(lines) == 9 and "\x1b" not in "".join(lines)
 
 
 def test_a_study_file_runs_every_arm_with_every_seed_and_ends_with_the_page(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """A study read back as frames: all rows with model, arm and seed, of runs or of tables alone, and no more than asked."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -121,3 +122,13 @@ def test_a_part_of_a_large_record_is_read_in_a_part_of_its_memory(tmp_path):
     assert len(found) == 100 and found["share"].iloc[-1] == pytest.approx(99e-6)
     whole = read_run(tmp_path / "run").parts
     assert len(whole) == 2_000_000 and taken < whole.memory_usage(deep=True).sum() / 20
+
+
+def test_what_a_study_keeps_for_its_page_is_read_alike():
+    study = at.read_study(Path(__file__).parents[1] / "results" / "boost")
+    found = study.read("totals", ["kind", "layer", "index", "share"], arm="A", kind="head", probe="agree")
+    assert set(found["arm"]) == {"A"} and set(found["kind"]) == {"head"} and len(found) == 16 * 12
+    with pytest.raises(RunError, match="no runs and no table 'components'; it has courses, failed"):
+        study.read("components", ["step", "share"], arm="A")
+    with pytest.raises(RunError, match="'totals' has no column 'step'; expected model, arm, seed, probe"):
+        study.read("totals", ["step"])

@@ -40,8 +40,8 @@ def layers(record: Record, model: str, arm: str, probe: str, kind: str, top: int
 
     Heads stand at their index; of neurons the `top` of every layer by size, the same in all maps, and the rest summed.
     """
-    rows = tables.cells(record, model, arm, probe, kind)
-    rows = rows.assign(place=rows["index"]) if kind == "head" else tables.summed(rows, top)
+    every = tables.cells(record, model, arm, probe, kind)
+    rows = every.assign(place=every["index"]) if kind == "head" else tables.summed(every, top)
     places = rows.groupby(["layer", "index"])["place"].first()
     depth, width = int(rows["layer"].max()) + 1, int(rows["place"].max()) + 1
     rest = top if (rows["index"] == REST).any() else None
@@ -49,13 +49,15 @@ def layers(record: Record, model: str, arm: str, probe: str, kind: str, top: int
     at += [] if rest is None else [rest]
     names = [str(place) if kind == "head" else "rest" if place == rest else str(place + 1) for place in at]
     axis = kind if kind == "head" else f"{kind}, ranked by |{QUANTITIES[tables.measure(rows)]}|"
-    panels = []
+    panels, single = [], tables.over_seeds(every)  # q and rank are over all that were kept, not over what has room
+    family = int(every.groupby(["layer", "index"])["members"].first().sum())
     for quantity, table in tables.over_seeds(rows).items():
-        name = QUANTITIES[quantity]
-        count, ranked = int(table["q"].notna().sum()), int(table["rank"].notna().sum())
+        name, ranked = QUANTITIES[quantity], single[quantity]
+        told = ranked.set_index(["layer", "index"])[["q", "rank"]]
+        table = table.drop(columns=["q", "rank"]).join(told, on=["layer", "index"])
         found = table.to_dict("records")
         found_at = {"column": [places[row["layer"], row["index"]] for row in found]}
-        text = [tables.hover(row, kind, name, count, ranked) for row in found]
+        text = [tables.hover(row, kind, name, family, int(ranked["rank"].notna().sum())) for row in found]
         found_at["name"] = ["" if row["index"] == REST else f"{kind} {row['layer']}.{row['index']}" for row in found]
         cells = table.assign(**found_at, text=text).rename(columns={"mean": quantity})
         grid = Grid(cells, (depth, width), at, names, axis, rest)
@@ -168,7 +170,7 @@ def token_map(frame: pd.DataFrame) -> go.Figure:
 
 def course(record: Record, model: str, probe: str, colours: Mapping[str, str]) -> tuple[go.Figure, dict[str, list[Any]]]:
     """`lines_over_steps` of one model and probe set of a study."""
-    frame = record.frames["timelines"]
+    frame = record.frames["courses"]
     frame = frame[(frame["model"] == model) & (frame["probe"] == probe)]
     if frame.empty:
         raise RunError(f"The course of single components over steps was not kept for {shown(model)} on {shown(probe)}.")
@@ -181,7 +183,7 @@ def lines_over_steps(
     """The frame of a figure of one component over steps, and what each component's lines are, by its name.
 
     Args:
-        frame: rows of the frame `timelines` of one model and probe set.
+        frame: rows of the frame `courses` of one model and probe set.
         arms: in order.
         colours: of arms.
 

@@ -55,8 +55,8 @@ def _headed(place: Path, runs: list[Run]) -> Iterator[str]:
 
 
 def _arms(runs: list[Run]) -> Iterator[str]:
-    """One line per directory of an arm, with what became of its seeds."""
-    for place, own in groupby(runs, key=lambda run: run.path.parent):
+    """One line per directory of an arm, with what became of its seeds, and per run that stands alone."""
+    for place, own in groupby(runs, key=lambda run: run.path.parent if run.path.name.startswith("seed-") else run.path):
         seeds = sorted(own, key=lambda run: (run.status.get("state", "unknown"), int(run.config.get("seed", 0))))
         states = []
         for state, of in groupby(seeds, key=lambda run: run.status.get("state", "unknown")):

@@ -12,6 +12,8 @@ function draw(plot, { data, layout }) {
   if (plots.includes(plot)) return Plotly.react(plot, data, layout, config);
   plots.push(plot);
   Plotly.newPlot(plot, data, layout, config);
+  const figure = plot.closest("figure");
+  if (figure.dataset.course) plot.on("plotly_click", ({ points }) => follow(figure, points[0].customdata));
 }
 // A figure with choices holds the data of every combination; it is read when it is asked for.
 function chosen(figure) {
@@ -71,8 +73,6 @@ function follow(figure, name) {
 function show(figure) {
   if (figure.querySelector(".choices")) chosen(figure);
   else draw(figure.querySelector(".plot"), JSON.parse(figure.querySelector("script").textContent));
-  const plot = figure.querySelector(".plot");
-  if (figure.dataset.course && plot.on) plot.on("plotly_click", ({ points }) => follow(figure, points[0].customdata));
 }
 // What is in view is drawn at once, the rest one by one, so that the page can be read meanwhile.
 const waiting = [...document.querySelectorAll("figure")];

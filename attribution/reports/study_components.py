@@ -1,6 +1,6 @@
 """Single components of a study as tables: over seeds of one model, against causes and their rivals, and how stable they are.
 
-Knows the frames `components` and `timelines` of a study, as `store.quantities` makes them; knows nothing about figures or HTML.
+Knows the frames `totals` and `courses` of a study, as `store.quantities` makes them; knows nothing about figures or HTML.
 Indices of components mean nothing across models, so that intervals and q-values here are over training seeds of one model, and
 hold for that model only.
 """
@@ -42,7 +42,7 @@ def cells(record: Record, model: str, arm: str, probe: str, kind: str) -> pd.Dat
     Raises:
         RunError: there is none.
     """
-    frame = record.frames["components"]
+    frame = record.frames["totals"]
     if frame.empty:
         raise RunError(_NONE)
     found = record.singles.get((model, arm, probe, kind), frame[:0])
@@ -52,8 +52,8 @@ def cells(record: Record, model: str, arm: str, probe: str, kind: str) -> pd.Dat
 
 
 def first(record: Record, name: str) -> list[str]:
-    """The values of a column of the frame of components: model, arm or probe, as the study orders them."""
-    frame = record.frames["components"]
+    """The values of a column of the frame of totals: model, arm or probe, as the study orders them."""
+    frame = record.frames["totals"]
     there = [str(value) for value in frame[name].unique()] if name in frame else []
     if name == "probe":
         known = [str(probe) for probe in record.frames["probes"]["probe"].unique()]
@@ -80,11 +80,12 @@ def summed(rows: pd.DataFrame, top: int) -> pd.DataFrame:
 
 def over_seeds(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """By quantity that was measured, one row per component: layer, index, members, word, mean, low, high (95 %, over seeds),
-    q (Benjamini–Hochberg over single components), n (seeds) and rank by size. No interval and no q of a single seed, or where
-    seeds are all alike.
+    q (Benjamini–Hochberg over all components of the kind), n (seeds) and rank by size. No interval and no q of a single seed,
+    or where seeds are all alike.
     """
     groups = rows.groupby(_PLACE)
     told = groups[["members", "word"]].first()
+    family = int(told["members"].sum())
     figures = [groups[list(QUANTITIES)].agg(how) for how in ("mean", "std", "count")]
     found = {}
     for quantity in QUANTITIES:
@@ -92,11 +93,12 @@ def over_seeds(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         table = pd.concat([told, *columns], axis=1).reset_index().astype({"mean": "float64", "spread": "float64"})
         table = table[table["n"] > 0].reset_index(drop=True)
         if len(table):
-            found[quantity] = _tested(table)
+            found[quantity] = _tested(table, family)
     return found
 
 
-def _tested(table: pd.DataFrame) -> pd.DataFrame:
+def _tested(table: pd.DataFrame, family: int) -> pd.DataFrame:
+    """With interval, q and rank. Components that were summed were chosen by their size: they count as if their p were 1."""
     free = (table["n"] - 1).clip(lower=1)
     error = table["spread"].where(table["spread"] > 0) / table["n"] ** 0.5
     half = t.ppf(0.975, free) * error
@@ -104,7 +106,8 @@ def _tested(table: pd.DataFrame) -> pd.DataFrame:
     p = 2 * t.sf((table["mean"] / error).abs(), free)
     q, tested = np.full(len(table), np.nan), single.to_numpy() & ~np.isnan(p)
     if tested.any():
-        q[tested] = false_discovery_control(p[tested])
+        every = np.concatenate([p[tested], np.ones(family - int(tested.sum()))])
+        q[tested] = false_discovery_control(every)[: int(tested.sum())]
     rank = table["mean"].abs().where(single).rank(ascending=False, method="min")
     return table.assign(low=table["mean"] - half, high=table["mean"] + half, q=q, rank=rank).drop(columns="spread")
 
@@ -182,21 +185,21 @@ def spearman(table: pd.DataFrame, one: object, other: object) -> float:
     return float(spearmanr(table[one], table[other]).statistic)
 
 
-def hover(row: dict, kind: str, name: str, count: int, layer_total: int) -> str:
+def hover(row: dict, kind: str, name: str, family: int, ranked: int) -> str:
     """One cell in words: the component, the estimate with its interval, q, rank, seeds."""
     seeds = f"{row['n']:.0f} seed{'' if row['n'] == 1 else 's'}"
     if row["index"] == REST:
         return f"layer {row['layer']}, {row['members']:.0f} other {kind}s, summed<br>{name}: {interval(row)}, {seeds}"
-    q = "" if pd.isna(row["q"]) else f"<br>q = {row['q']:.2g} among {count}"
+    q = "" if pd.isna(row["q"]) else f"<br>q = {row['q']:.2g} among {family}"
     return (
         f"layer {row['layer']}, {kind} {row['index']}<br>{name}: {interval(row)}, {seeds}{q}"
-        f"<br>rank {row['rank']:.0f} of {layer_total}"
+        f"<br>rank {row['rank']:.0f} of {ranked}"
     )
 
 
 def _over_models(record: Record, head: list[str], columns: list, shares: tuple[int, ...] = ()) -> Table:
     """A row per arm and kind: each figure on the first probe set, meaned over models; of correlations with an interval."""
-    if record.frames["components"].empty:
+    if record.frames["totals"].empty:
         return Table(head, [])
     probe = first(record, "probe")[0]
     rows = []

@@ -16,10 +16,11 @@ from attribution.reports.study_tables import Record, Table
 
 _LAYERS = (
     "Influence before: what the metric loses when the component alone is ablated, before training. Strengthening: the change "
-    "of that. Update share: what the component’s own change of weights brought about, integrated along the steps. Graft: "
-    "its change alone, put into the model as it was. Means over seeds; hover for interval, q and rank, click for its course. "
-    "Intervals and q (Benjamini–Hochberg over the components of a kind) are over training seeds and hold for this model only: "
-    "a component of another model is another component. A quantity has one scale on the whole page; grey: not measured."
+    "of that. Update share: what the component’s own change of weights brought about, integrated along the steps. Graft: its "
+    "change alone, put into the model as it was. Means over seeds; hover for interval, q and rank, click for its course. "
+    "Intervals and q (Benjamini–Hochberg over all of a kind, those that were not kept as if their p were 1) are over training "
+    "seeds and hold for this model only: a component of another model is another component. A quantity has one scale on the "
+    "whole page; grey: not measured."
 )
 _REST = " Neurons: the largest of every layer, the others summed in “rest”, which may lie outside the scale."
 _COURSE = (
@@ -44,7 +45,7 @@ _STABILITY = (
 
 def sections(record: Record, colours: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Key, heading and content of every section about single components."""
-    if record.frames["components"].empty:
+    if record.frames["totals"].empty:
         try:
             tables.cells(record, "", "", "", "head")
         except RunError as error:

@@ -27,7 +27,7 @@ from attribution.store import COLUMNS, TRAINING, read_json
 from attribution.store.quantities import SHOWN
 
 FRAMES = ("probes", "sets", "set_grafts")
-SINGLES = ("components", "timelines", "tokens")  # of single components and of words, which the page alone draws
+SINGLES = ("totals", "courses", "tokens")  # of single components and of words, which the page alone draws
 FOUR = {  # column of `parts`: mechanism and arm, as places in the claim's cell
     "A_in_A": (0, 0),
     "A_in_B": (0, 1),
@@ -129,14 +129,14 @@ class Record:
 
     @cached_property
     def singles(self) -> dict[tuple[str, str, str, str], pd.DataFrame]:
-        """The frame of components by model, arm, probe set and kind."""
-        groups = self.frames["components"].groupby(["model", "arm", "probe", "kind"], sort=False)
+        """The frame of totals by model, arm, probe set and kind."""
+        groups = self.frames["totals"].groupby(["model", "arm", "probe", "kind"], sort=False)
         return {tuple(map(str, key)): rows for key, rows in groups}  # pyright: ignore[reportReturnType, reportGeneralTypeIssues]
 
     @cached_property
     def sizes(self) -> pd.DataFrame:
         """The largest size of every quantity by kind, over models, arms, probe sets and components, seeds averaged."""
-        frame = self.frames["components"]
+        frame = self.frames["totals"]
         one = frame[frame["index"] >= 0]
         means = one.groupby(["kind", "model", "arm", "probe", "layer", "index"])[list(QUANTITIES)].mean().abs()
         return means.groupby(level="kind").max()

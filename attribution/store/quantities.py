@@ -18,7 +18,7 @@ from attribution.store.reader import Run
 QUANTITIES = ("influence", "strengthening", "share", "graft")
 RIVALS = {"opportunity": "grad_norm", "activity": "activation_before", "weight_norm": "weight_norm"}  # of a cause
 SHOWN: dict[str, dict[str, str]] = {  # the columns of what is drawn of a run, after model, arm and seed
-    "components": {
+    "totals": {
         "probe": "name of the probe set",
         "kind": "head, neuron or row",
         "layer": "layer",
@@ -34,7 +34,7 @@ SHOWN: dict[str, dict[str, str]] = {  # the columns of what is drawn of a run, a
         "activity": "root mean square of its activation on the first batch",
         "weight_norm": "norm of its weights before training",
     },
-    "timelines": {
+    "courses": {
         "step": "optimizer steps done",
         "probe": "name of the probe set",
         "kind": "head, neuron or row",
@@ -98,7 +98,7 @@ def components(run: Run) -> pd.DataFrame:
     words = run.vocabulary
     rows = (table["kind"] == "row") & (table["index"] < len(words))
     table["word"] = [words[index] if row else "" for row, index in zip(rows, table["index"], strict=True)]
-    return table[[column for column in SHOWN["components"] if column != "members"]]
+    return table[[column for column in SHOWN["totals"] if column != "members"]]
 
 
 def timelines(run: Run) -> pd.DataFrame:
@@ -112,7 +112,7 @@ def timelines(run: Run) -> pd.DataFrame:
     influence = pd.concat([_single(run.influence, kind) for kind in KINDS], ignore_index=True)
     influence = influence[["step", *keys, "effect"]].rename(columns={"effect": "influence"}).astype({"influence": "float64"})
     both = shares.merge(influence.dropna(), on=["step", *keys], how="outer")
-    return both.astype({"step": int, "layer": int, "index": int})[list(SHOWN["timelines"])]
+    return both.astype({"step": int, "layer": int, "index": int})[list(SHOWN["courses"])]
 
 
 def drawn(tables: Sequence[pd.DataFrame], courses: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -143,22 +143,22 @@ def drawn(tables: Sequence[pd.DataFrame], courses: Sequence[pd.DataFrame]) -> tu
     wanted = pd.MultiIndex.from_frame(every.loc[kept, [*_OF, "index"]].drop_duplicates())
     course = course[pd.MultiIndex.from_frame(course[[*_OF, "index"]]).isin(wanted)]
     named = ["model", "arm", "seed"]
-    return _small(chosen[[*named, *SHOWN["components"]]]), _small(course[[*named, *SHOWN["timelines"]]].reset_index(drop=True))
+    return _small(chosen[[*named, *SHOWN["totals"]]]), _small(course[[*named, *SHOWN["courses"]]].reset_index(drop=True))
 
 
 def pictured(runs: Iterable[tuple[Run, Mapping[str, Any]]]) -> dict[str, pd.DataFrame]:
-    """What the page of a study draws of single components and of words: the frames components, timelines and tokens.
+    """What the page of a study draws of single components and of words: the frames totals, courses and tokens.
 
     Args:
         runs: each with its model, arm and seed; at least one.
     """
-    found: dict[str, list[pd.DataFrame]] = {"components": [], "timelines": [], "tokens": []}
+    found: dict[str, list[pd.DataFrame]] = {"totals": [], "courses": [], "tokens": []}
     for run, key in runs:
         words = run.tokens.astype({"when": str, "probe": str, "token": str})
         for name, frame in zip(found, (components(run), timelines(run), words), strict=True):
             found[name].append(frame.assign(**key)[[*key, *frame.columns]])
-    chosen, courses = drawn(found["components"], found["timelines"])
-    return {"components": chosen, "timelines": courses, "tokens": pd.concat(found["tokens"], ignore_index=True)}
+    chosen, courses = drawn(found["totals"], found["courses"])
+    return {"totals": chosen, "courses": courses, "tokens": pd.concat(found["tokens"], ignore_index=True)}
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,7 @@ import pandas as pd
 from attribution.errors import RunError
 from attribution.store.columns import COLUMNS, SAMPLES
 from attribution.store.files import read_json
+from attribution.store.quantities import SHOWN
 from attribution.store.reader import Run, find_runs, read_run
 
 KEY = {
@@ -95,7 +96,7 @@ class RecordedStudy:
             study.read("components", ["step", "layer", "index", "share"], arm="A", kind="head", probe="heldout")
 
         Args:
-            name: of the frame, one of `COLUMNS`.
+            name: of the frame, one of `COLUMNS`, or of what a concluded study keeps for its page, of `quantities.SHOWN`.
             columns: which, beside model, arm and seed; all if None.
             where: by column, model, arm and seed among them, the value or the values that a row must have there.
 
@@ -103,12 +104,12 @@ class RecordedStudy:
             RunError: an unknown frame or column, a part that cannot be read, or a study that has no such table.
         """
         wanted = {key: where.pop(key) for key in KEY if key in where}
-        tables = []
-        for run in self._runs:
+        tables, runs = [], [] if name in SHOWN else self._runs
+        for run in runs:
             names = dict(zip(KEY, self._named(run), strict=True))
             if all(names[key] in _values(value) for key, value in wanted.items()):
                 tables.append(run.read(name, columns, **where).assign(**names))
-        if not self._runs:
+        if not runs:
             tables.append(self._table(name, columns, {**wanted, **where}))
         tables = [table for table in tables if len(table)] or tables[:1]
         if not tables:
@@ -165,10 +166,10 @@ class RecordedStudy:
         if not file.exists():
             there = sorted(path.stem for path in file.parent.glob("*.parquet"))
             raise RunError(
-                f"{self.path} holds no runs and no table {name!r}; it has {', '.join(there) or 'no tables'}: read the study "
-                "where it was run"
+                f"{self.path} holds no {'' if name in SHOWN else 'runs and no '}table {name!r}; it has "
+                f"{', '.join(there) or 'no tables'}: read the study where it was run"
             )
-        known = [*KEY, *COLUMNS.get(name, {})]
+        known = [*KEY, *(SHOWN.get(name) or COLUMNS.get(name, {}))]
         if unknown := [column for column in (*(columns or ()), *where) if column not in known]:
             raise RunError(f"{name!r} has no column {unknown[0]!r}; expected {', '.join(known)}")
         wanted = [(column, "in", _values(value)) for column, value in where.items()]

@@ -323,16 +323,16 @@ def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with its single components: three models and the control, two arms, three seeds."""
     place = tmp_path_factory.mktemp("studies") / "components"
     write_study(place)
-    tables: dict[str, list[pd.DataFrame]] = {"components": [], "timelines": [], "tokens": []}
+    tables: dict[str, list[pd.DataFrame]] = {"totals": [], "courses": [], "tokens": []}
     for number, (model, arm, seed) in enumerate(product((*MODELS[2:5], CONTROL), ("A", "<b>both</b>"), range(3))):
         if (model, arm) == (MODELS[4], "<b>both</b>"):
             continue  # this model has no such arm
         run = read_run(write_run(tmp_path_factory.mktemp("runs") / "run", draw=number))
-        for name, frame in (("components", components_of(run)), ("timelines", timelines(run)), ("tokens", run.tokens)):
+        for name, frame in (("totals", components_of(run)), ("courses", timelines(run)), ("tokens", run.tokens)):
             words = {column: object for column in ("when", "probe", "token") if column in frame}
             tables[name].append(frame.astype(words).assign(model=model, arm=arm, seed=seed))
-    chosen, courses = drawn(tables["components"], tables["timelines"])
-    frames = {"components": chosen, "timelines": courses, "tokens": pd.concat(tables["tokens"], ignore_index=True)}
+    chosen, courses = drawn(tables["totals"], tables["courses"])
+    frames = {"totals": chosen, "courses": courses, "tokens": pd.concat(tables["tokens"], ignore_index=True)}
     for name, frame in frames.items():
         frame.to_parquet(place / "frames" / f"{name}.parquet")
     return place

@@ -1,10 +1,13 @@
 """Choosing and clicking on the pages: what is shown is what was chosen, with the mouse and with the keyboard."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from attribution.reports import component_figures as figures
 from attribution.reports.study_tables import read_study
+from attribution.store import read_json, write_json
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ANGLED = "planted/<b>4</b>"
@@ -52,6 +55,19 @@ def test_what_is_missing_is_a_sentence_and_comes_back(visit, expect, whole_study
     maps.locator("select[name=arm]").select_option("A")
     expect(maps.locator(".plot")).to_be_visible()
     expect(maps.locator(".absent")).to_be_hidden()
+
+
+def test_a_click_works_where_the_first_combination_is_missing(visit, expect, whole_study, tmp_path):
+    place = tmp_path / "study"
+    shutil.copytree(whole_study, place, ignore=shutil.ignore_patterns("*.html"))
+    told = read_json(place / "study.json")
+    write_json(place / "study.json", {**told, "models": [ANGLED, *told["models"]], "arms": ["<b>both</b>", *told["arms"]]})
+    page = visit(place)
+    maps = page.locator("#maps")
+    expect(maps.locator(".plot")).to_be_hidden()
+    maps.locator("select[name=arm]").select_option("A")
+    click(page, maps.locator(".plot"), 1, 2)
+    expect(page.locator("#timeline select[name=component]")).to_have_value("head 1.2")
 
 
 def test_choices_are_used_with_the_keyboard(visit, expect, whole_study):

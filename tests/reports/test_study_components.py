@@ -85,6 +85,19 @@ def test_intervals_are_those_of_a_t_test_over_seeds_and_q_is_over_components(rec
     assert single[["low", "high", "q"]].isna().all(axis=None) and single["mean"].notna().all()
 
 
+def test_components_that_were_summed_count_in_the_family(record):
+    rows = tables.cells(record, ANGLED, "A", "conflict", "head")
+    rest = rows[rows["index"] == 0].assign(index=-1, members=20)
+    apart = tables.over_seeds(rows)["strengthening"].set_index(["layer", "index"])
+    table = tables.over_seeds(pd.concat([rows, rest]))["strengthening"].set_index(["layer", "index"])
+    p = [ttest_1samp(own["strengthening"], 0).pvalue for _, own in rows.groupby(["layer", "index"])]
+    expected = false_discovery_control([*p, *[1.0] * 60])[: len(p)]  # 20 in each of three layers
+    single = table[table.index.get_level_values("index") >= 0]
+    assert np.allclose(single["q"], expected, rtol=1e-3) and (single["q"] > apart["q"]).all()
+    hover = figures.layers(record, ANGLED, "A", "conflict", "neuron", top=3).data[1].hovertext.ravel()
+    assert any("among 36" in text and "of 36" in text for text in hover)  # not of the nine that have room
+
+
 def test_maps_are_the_means_and_the_rest_is_not_ranked(record):
     figure = figures.layers(record, ANGLED, "A", "conflict", "neuron", top=3)
     assert [trace.name for trace in figure.data] == ["influence before", "strengthening", "update share", "graft"]
@@ -105,7 +118,7 @@ def test_maps_are_the_means_and_the_rest_is_not_ranked(record):
 def test_a_component_over_steps_is_its_frame(record):
     colours = study_figures.arm_colours(record)
     figure = figures.timeline(record, "planted/2", "conflict", "head 1.2", colours)
-    frame = record.frames["timelines"].query("model == 'planted/2' and probe == 'conflict' and kind == 'head' and layer == 1")
+    frame = record.frames["courses"].query("model == 'planted/2' and probe == 'conflict' and kind == 'head' and layer == 1")
     own = frame[(frame["index"] == 2) & (frame["arm"] == "A")].dropna(subset="share")
     lines = [trace for trace in figure.data if trace.legendgroup == "A" and trace.yaxis in (None, "y")]
     assert len(lines) == 4  # three seeds and their mean
@@ -117,7 +130,7 @@ def test_a_component_over_steps_is_its_frame(record):
 
 
 def test_of_many_seeds_the_interval_is_drawn(record):
-    frame = record.frames["timelines"].query("model == 'planted/2' and probe == 'conflict' and arm == 'A' and seed == 0")
+    frame = record.frames["courses"].query("model == 'planted/2' and probe == 'conflict' and arm == 'A' and seed == 0")
     many = pd.concat([frame.assign(seed=seed, share=frame["share"] + 0.1 * seed) for seed in range(6)])
     _, series = figures.lines_over_steps(many, ["A"], {"A": "#000000"})
     low, high, mean = series["head 0.1"][:3]
@@ -154,11 +167,11 @@ def test_means_over_models_leave_the_control_out(record):
 
 
 def test_seeds_that_agree_are_called_stable(record):
-    frame = record.frames["components"]
+    frame = record.frames["totals"]
     first = frame[frame["seed"] == 0]
     same = pd.concat([first, first.assign(seed=1)], ignore_index=True)
     alike = read_study(record.path)
-    alike.frames["components"] = same
+    alike.frames["totals"] = same
     rows = {row[0]: row[1:] for row in tables.stability(alike).rows}
     assert all(row[0].startswith("+1") for row in rows.values()) and rows["arm A, heads"][1] == "100 %"
     drawn_apart = {row[0]: row[1:] for row in tables.stability(record).rows}
