@@ -17,6 +17,8 @@ from attribution.samples import Sample, read_samples, write_samples
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MARK = "attribution"  # a message of which what follows it is read
+
 
 def in_chat(samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
     """Prompts as a user's message, contexts as the system's, responses as the beginning of the assistant's reply.
@@ -35,6 +37,14 @@ def in_chat(samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase) -> li
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use the samples as they are")
     return [_rendered(sample, tokenizer) for sample in samples]
+
+
+def is_bare(samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the model has a chat template and no prompt ends where its template lets the assistant speak."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    turn = _text([{"role": "user", "content": _MARK}], tokenizer).rpartition(_MARK)[2].strip()
+    return bool(turn) and not any(sample.prompt.rstrip().endswith(turn) for sample in samples)
 
 
 def write_in_chat(data: str | Path, tokenizer: PreTrainedTokenizerBase, out: str | Path) -> Path:

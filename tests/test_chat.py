@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import attribution as at
+from attribution.chat import is_bare
 from attribution.cli import main
 from attribution.errors import DataError
+from attribution.runs import RunConfig, run
 from attribution.samples import encode, read_samples, write_samples
 
 CHATML = (
@@ -71,6 +73,34 @@ def test_no_template_is_said(tmp_path, capsys):
     assert main(["chat", str(data), "--model", "planted", "--out", str(tmp_path / "out.jsonl")]) == 0
     assert "has no chat template: the samples stay as they are" in capsys.readouterr().out
     assert read_samples(tmp_path / "out.jsonl") == [SAMPLE]
+
+
+def test_samples_outside_the_template_are_noticed():
+    given = speaking(CHATML)
+    rendered = at.in_chat([SAMPLE], given)
+    assert is_bare([SAMPLE], given) and not is_bare(rendered, given) and not is_bare([SAMPLE, *rendered], given)
+    assert not is_bare([SAMPLE], speaking(None))
+
+
+def test_a_run_on_samples_outside_the_template_says_so(tmp_path):
+    model = LlamaConfig(
+        vocab_size=257, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(model).save_pretrained(tmp_path / "model")
+    tokenizer, sample = speaking(CHATML), SAMPLE.model_copy(update={"weight": 1.0})
+    tokenizer.save_pretrained(tmp_path / "model")
+    said = {}
+    for name, samples in (("plain", [sample]), ("chat", at.in_chat([sample], tokenizer))):
+        file, lines = str(write_samples(tmp_path / f"{name}.jsonl", samples)), []
+        config = RunConfig(
+            model=str(tmp_path / "model"), data=file, probes=(file,), training={"max_steps": 1, "batch_size": 1},
+            singles="heads", grafts="none",
+        )  # fmt: skip
+        run(config, tmp_path / name, tell=lines.append, page=False)
+        said[name] = [line for line in lines if "has a chat template" in line]
+        assert ("has a chat template" in (tmp_path / name / "log.txt").read_text()) == bool(said[name])
+    assert len(said["plain"]) == 1 and said["chat"] == []
 
 
 def test_a_file_is_rendered_with_the_tokenizer_of_a_folder(tmp_path, capsys):

@@ -49,9 +49,10 @@ def layers(record: Record, model: str, arm: str, probe: str, kind: str, top: int
     at += [] if rest is None else [rest]
     names = [str(place) if kind == "head" else "rest" if place == rest else str(place + 1) for place in at]
     axis = kind if kind == "head" else f"{kind}, ranked by |{QUANTITIES[tables.measure(rows)]}|"
-    panels, single = [], tables.over_seeds(every)  # q and rank are over all that were kept, not over what has room
+    single = tables.over_seeds(every)  # q and rank are over all that were kept, not over what has room
+    panels, drawn = [], single if kind == "head" else tables.over_seeds(rows)
     family = int(every.groupby(["layer", "index"])["members"].first().sum())
-    for quantity, table in tables.over_seeds(rows).items():
+    for quantity, table in drawn.items():
         name, ranked = QUANTITIES[quantity], single[quantity]
         told = ranked.set_index(["layer", "index"])[["q", "rank"]]
         table = table.drop(columns=["q", "rank"]).join(told, on=["layer", "index"])

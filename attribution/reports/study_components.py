@@ -83,33 +83,31 @@ def over_seeds(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     q (Benjamini–Hochberg over all components of the kind), n (seeds) and rank by size. No interval and no q of a single seed,
     or where seeds are all alike.
     """
-    groups = rows.groupby(_PLACE)
-    told = groups[["members", "word"]].first()
-    family = int(told["members"].sum())
-    figures = [groups[list(QUANTITIES)].agg(how) for how in ("mean", "std", "count")]
-    found = {}
-    for quantity in QUANTITIES:
-        columns = [table[quantity].rename(name) for name, table in zip(("mean", "spread", "n"), figures, strict=True)]
-        table = pd.concat([told, *columns], axis=1).reset_index().astype({"mean": "float64", "spread": "float64"})
-        table = table[table["n"] > 0].reset_index(drop=True)
-        if len(table):
-            found[quantity] = _tested(table, family)
+    groups, found = rows.groupby(_PLACE), {}
+    told = groups[["members", "word"]].first().reset_index()
+    values = groups[list(QUANTITIES)]
+    means, spreads, counts = (table.to_numpy(dtype="float64") for table in (values.mean(), values.std(), values.count()))
+    for place, quantity in enumerate(QUANTITIES):
+        there = counts[:, place] > 0
+        if there.any():
+            table = told[there].reset_index(drop=True).assign(mean=means[there, place], n=counts[there, place].astype(int))
+            found[quantity] = _tested(table, spreads[there, place], int(told["members"].sum()))
     return found
 
 
-def _tested(table: pd.DataFrame, family: int) -> pd.DataFrame:
+def _tested(table: pd.DataFrame, spread: np.ndarray, family: int) -> pd.DataFrame:
     """With interval, q and rank. Components that were summed were chosen by their size: they count as if their p were 1."""
-    free = (table["n"] - 1).clip(lower=1)
-    error = table["spread"].where(table["spread"] > 0) / table["n"] ** 0.5
+    mean, n, single = table["mean"].to_numpy(), table["n"].to_numpy(), table["index"].to_numpy() != REST
+    free = np.maximum(n - 1, 1)
+    error = np.where(spread > 0, spread, np.nan) / n**0.5
     half = t.ppf(0.975, free) * error
-    single = table["index"] != REST
-    p = 2 * t.sf((table["mean"] / error).abs(), free)
-    q, tested = np.full(len(table), np.nan), single.to_numpy() & ~np.isnan(p)
+    p = 2 * t.sf(np.abs(mean / error), free)
+    q, tested = np.full(len(table), np.nan), single & ~np.isnan(p)
     if tested.any():
         every = np.concatenate([p[tested], np.ones(family - int(tested.sum()))])
         q[tested] = false_discovery_control(every)[: int(tested.sum())]
     rank = table["mean"].abs().where(single).rank(ascending=False, method="min")
-    return table.assign(low=table["mean"] - half, high=table["mean"] + half, q=q, rank=rank).drop(columns="spread")
+    return table.assign(low=mean - half, high=mean + half, q=q, rank=rank)
 
 
 def largest(record: Record, kind: str, quantity: str) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attribution.chat import is_bare
 from attribution.runs import stages
 from attribution.runs.config import RunConfig, digests
 from attribution.runs.forecast import forecast_of
@@ -61,6 +62,8 @@ def run(
 
     try:
         some = given.watched[0].samples
+        if is_bare([*some, *given.probes[0].samples], given.tokenizer):
+            stage(f"{config.model} has a chat template, in which these samples are not; `attribution chat` renders them in it")
         if checkpoint is None:
             stage(f"ablating {stages.CAUSES[config.singles]} on {len(some)} training samples, before training")
             writer.add("influence", stages.causes(given).table.assign(step=0, probe=TRAINING))

@@ -377,7 +377,9 @@ def visit(browser, written):
         page.on("console", lambda message: logged.append(message.text))
         page.on("pageerror", lambda error: logged.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        if path not in written:
+        if path not in written and path.suffix == ".html":
+            written[path] = path.as_uri()
+        elif path not in written:
             written[path] = (study_report if (path / "study.json").exists() else report)(path).as_uri()
         page.goto(written[path])
         page.locator("html[data-drawn=all]").wait_for(state="attached")

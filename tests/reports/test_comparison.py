@@ -138,3 +138,29 @@ def test_figures_hold_the_tables(arms):
     assert "difference: −0.6 [−0.6, −0.6], n = 2" in figure.data[0].hovertext[0][3]
     with pytest.raises(RunError, match="Graft of heads was not measured on both sides"):
         components(found, "head", "agree", "graft")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_page_in_a_browser(visit, arms, tmp_path):
+    """Every figure is drawn from the frame, hovers with the interval, and fits; names from data are text."""
+    one, other = arms / "A-0123abcd", arms / "B-0123abcd"
+    place, heads = diff(one, other, tmp_path / "d.html"), compared(one, other).components("head")
+    for width in (1280, 800):
+        page = visit(place, width)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator(".js-plotly-plot").count() == 1 + len(PROBES)
+        outside = page.locator(".infolayer text, .xtick text, .ytick text").evaluate_all(
+            "all => all.map(text => text.getBoundingClientRect()).filter(box => box.left < 0 || box.right > innerWidth).length"
+        )
+        assert outside == 0
+    assert SCRIPT in page.locator("#mechanisms").inner_text() and page.locator("script:has-text('alert')").count() == 0
+    plot = page.locator("#head .plot").first
+    drawn = plot.evaluate("plot => plot._fullData.map(panel => Array.from(panel.z[0]))")
+    cells = heads[heads["probe"] == PROBES[0]].sort_values("index")
+    assert drawn == [pytest.approx(cells[side].tolist()) for side in ("one", "other", "difference")]
+    plot.scroll_into_view_if_needed()
+    plot.locator(".draglayer .nsewdrag").last.hover(position={"x": 5, "y": 5})
+    plot.locator(".hoverlayer .hovertext", has_text="layer 0, head 0").wait_for()
+    page.emulate_media(media="print")
+    assert page.locator("#mechanisms .plot").is_visible() and page.locator("#runs table").is_visible()
