@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import tyro
-from pydantic import ValidationError
 from tyro.conf import OmitArgPrefixes, Positional
 
 from attribution.errors import ConfigError, RunError
 from attribution.launch import Job, log_of
 from attribution.launch.slurm import Slurm
 from attribution.reports import study_report
-from attribution.runs import first_error
 from attribution.study import Study, conclude, embedded, jobs, run_study
 from attribution.verbs.flags import value_of
 
@@ -45,7 +43,7 @@ def study(given: list[str], root: str, tell: Callable[[str], None]) -> None:
         out: str = root,
         slurm: bool = False,
         slurm_file: str | None = options,
-        asked: Annotated[Slurm, OmitArgPrefixes] = default,
+        job: Annotated[Slurm, OmitArgPrefixes] = default,
     ) -> None:
         """Run a study: every arm with every model and seed. Finished runs are kept. Ends with the path of the report.
 
@@ -63,20 +61,17 @@ def study(given: list[str], root: str, tell: Callable[[str], None]) -> None:
         for name, count in (("seeds", seeds), ("organisms", organisms), ("slots", slots)):
             if count is not None and count < 1:
                 raise ConfigError(f"{count} {name} asked for; expected at least 1")
-        if not slurm and asked != Slurm():
+        if not slurm and job != Slurm():
             raise ConfigError("options of Slurm are given and --slurm is not; add it, or leave them out")
         found = Study.read(study) if study.endswith(".json") else embedded(study, out, full=full)
         found = found.only(seeds=seeds, models=organisms, arms=arms)
-        failed = run_study(found, out, slots=slots, slurm=asked if slurm else None, tell=tell)
+        failed = run_study(found, out, slots=slots, slurm=job if slurm else None, tell=tell)
         if len(failed) < sum(1 for _ in jobs(found, out)):
             print(study_report(conclude(found, out, failed)))
         if failed:
             raise RunError(failures(failed))
 
-    try:
-        tyro.cli(study, args=given, prog="attribution study")
-    except ValidationError as error:  # of a flag of Slurm's: all else is checked where it is read
-        raise ConfigError(first_error(error, Slurm)) from None
+    tyro.cli(study, args=given, prog="attribution study")
 
 
 def failures(failed: Mapping[Job, str]) -> str:
