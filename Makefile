@@ -18,7 +18,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv study test test-long lint results located clean
+.PHONY: help venv study test test-long lint build audit results located clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*##' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -37,6 +37,12 @@ lint: $(DEV)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+build: $(DEV)  ## write the source distribution and the wheel to dist/, the same bytes each time
+	$(BIN)/python -m build --no-isolation
+
+audit: $(VENV)/.installed-audit  ## known vulnerabilities of the pinned versions (asks pypi.org; unanswered is failed)
+	$(VENV)/audit/bin/python -m pip_audit --strict --no-deps --disable-pip -r constraints.txt $(ARGS)
 
 results: $(CORE)  ## run the reference studies and write results/; finished runs are kept
 	$(BIN)/python -m experiments.worlds
@@ -73,6 +79,12 @@ $(CORE): pyproject.toml constraints.txt
 $(DEV): pyproject.toml constraints.txt
 	$(call install,.[dev])
 	@touch $(CORE) $@
+
+# In an environment of its own: what pip-audit needs is no business of the tests.
+$(VENV)/.installed-audit: constraints.txt
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt pip-audit
+	@touch $@
 
 # torch goes first and under its pin, so that the resolver never fetches another build of it. With SYSTEM_TORCH it is
 # the one torch there is, of whatever version in the range, and has no pin.

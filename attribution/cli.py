@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional, Suppress
 
 from attribution.errors import AttributionError, ConfigError
+from attribution.verbs.flags import value_of
 
 if TYPE_CHECKING:
     from attribution.runs import RunConfig
@@ -52,44 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _study(given: list[str]) -> None:
     """run a study: arms x models x seeds, and judge its claims; without a name, the embedded one"""
 
-    def study(
-        study: Positional[str] = "planted",
-        /,
-        seeds: int | None = None,
-        organisms: int | None = None,
-        arms: tuple[str, ...] = (),
-        slots: int = 2,
-        full: bool = False,
-        out: str = ROOT,
-    ) -> None:
-        """Run a study: every arm with every model and seed. Finished runs are kept. Ends with the path of the report.
+    from attribution.verbs.study import study
 
-        Args:
-            study: an embedded study, or a JSON file with name, arms (run configs by name), models, seeds and claims.
-            seeds: run this many seeds, 0, 1, …, instead of the study's own.
-            organisms: run this many of the study's models.
-            arms: run these arms alone.
-            slots: runs at once, each in a process of one thread.
-            full: of an embedded study, more steps and probes, and grafts of single components.
-            out: directory that holds studies.
-        """
-        from attribution.errors import RunError
-        from attribution.reports import study_report
-        from attribution.study import Study, conclude, embedded, run_study
-
-        for name, count in (("seeds", seeds), ("organisms", organisms), ("slots", slots)):
-            if count is not None and count < 1:
-                raise ConfigError(f"{count} {name} asked for; expected at least 1")
-        found = Study.read(study) if study.endswith(".json") else embedded(study, out, full=full)
-        found = found.only(seeds=seeds, models=organisms, arms=arms)
-        failed = run_study(found, out, slots=slots, tell=_tell)
-        page = study_report(conclude(found, out, failed))
-        print(page)
-        if failed:
-            job, error = next(iter(failed.items()))
-            raise RunError(f"{len(failed)} runs failed, the others are kept; the first, {job.path}: {error}")
-
-    tyro.cli(study, args=given, prog="attribution study")
+    study(given, ROOT, _tell)
 
 
 def _run(given: list[str]) -> None:
@@ -410,7 +376,7 @@ def _configured(
     from attribution.runs import RunConfig, first_error
 
     replayed = RunConfig.read(given.pop(0)) if given and given[0].endswith(".json") else None
-    name = _value(given, "--recipe") or (replayed.recipe if replayed else "sft")
+    name = value_of(given, "--recipe") or (replayed.recipe if replayed else "sft")
     recipe = recipe_named(name)
     own: dict[str, Any] = {name: (kind, Field(default=default)) for name, (kind, default, _) in further.items()}
     parsed = create_model(
@@ -430,16 +396,6 @@ def _configured(
         return RunConfig.model_validate(fields), {name: getattr(config, name) for name in further}
     except ValidationError as error:
         raise ConfigError(first_error(error, RunConfig)) from None
-
-
-def _value(given: Sequence[str], flag: str) -> str | None:
-    """The value of a flag, before it is known what else may stand on the command line."""
-    for place, here in enumerate(given):
-        if here == flag and place + 1 < len(given):
-            return given[place + 1]
-        if here.startswith(f"{flag}="):
-            return here.partition("=")[2]
-    return None
 
 
 def _interactive() -> bool:

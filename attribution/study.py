@@ -6,27 +6,24 @@ claim is judged or shown. The embedded studies are in `worlds.studies`.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attribution.errors import AttributionError, ConfigError, RunError
-from attribution.runs import RunConfig, digests, directory, first_error, run
+from attribution.errors import ConfigError, RunError
+from attribution.launch import Job, Ticket, outcomes_in_slots
+from attribution.runs import RunConfig, digests, directory, first_error
 from attribution.store import TRAINING, Run, is_finished, read_run, write_atomic, write_json
 from attribution.store.singles import singles
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from attribution.launch.slurm import Slurm
 
 SLOTS = 2  # runs at once, of one thread each
 FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "forecasts", "singles")  # which claims read
@@ -146,15 +143,6 @@ def under(names: Names, frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.Data
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One run of a study."""
-
-    arm: str
-    config: RunConfig
-    path: Path
-
-
 def jobs(study: Study, root: str | os.PathLike[str]) -> Iterator[Job]:
     """Every run of a study, below `root`; arms of one model and seed stand together."""
     wanted = [(model, arm) for model in study.models or (None,) for arm in study.arms]
@@ -176,21 +164,23 @@ def run_study(
     root: str | os.PathLike[str],
     *,
     slots: int = SLOTS,
+    slurm: Slurm | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[Job, str]:
-    """Run all that is not finished, in worker processes of one thread each. A run that fails leaves the others alone.
+    """Run all that is not finished. A run that fails, or whose process dies, leaves the others alone.
 
     Args:
         study: what to run.
         root: directory that holds studies.
-        slots: runs at once.
+        slots: runs at once, each in a process of one thread; on Slurm, jobs of the array at once.
+        slurm: what is asked of a Slurm cluster, where the runs are not done on this machine.
         tell: is given a line when a run ends.
 
     Returns:
         What went wrong, by failed run.
 
     Raises:
-        ConfigError: no slot.
+        ConfigError: no slot, or no Slurm.
         RunError: a finished run whose data, probes or sets have changed since.
     """
     if slots < 1:
@@ -205,7 +195,7 @@ def run_study(
     if len(todo) < len(every):
         tell(f"{len(every) - len(todo)} of {len(every)} runs are finished already")
     failed, begun = {}, time.monotonic()
-    for number, (job, error) in enumerate(_outcomes(todo, slots), start=1):
+    for number, (job, error) in enumerate(_outcomes(todo, slots, slurm, Path(root) / study.name, tell), start=1):
         said = "" if error is None else f" failed: {error}"
         left = (time.monotonic() - begun) / number * (len(todo) - number)  # as long as those before took
         said += f" (about {left / 60:.0f} min left)" if left >= 60 else ""
@@ -390,55 +380,14 @@ def _finished(study: Study, root: str | os.PathLike[str]) -> Iterator[tuple[Run,
             yield read_run(job.path), {"model": job.config.model, "arm": job.arm, "seed": job.config.seed}
 
 
-def _outcomes(todo: list[Job], slots: int) -> Iterator[tuple[Job, str | None]]:
+def _outcomes(
+    todo: list[Job], slots: int, slurm: Slurm | None, place: Path, tell: Callable[[str], None]
+) -> Iterator[tuple[Job, str | None]]:
     """Jobs as they end, each with what went wrong, if anything."""
-    if not todo:
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(slots, len(todo)), mp_context=context, initializer=_one_thread) as pool:
-        waiting = {pool.submit(_one, job): job for job in todo}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            _stop_workers()
-            pool.shutdown()
-            raise
+    if slurm is not None:
+        from attribution.launch.slurm import outcomes_on_slurm
 
-
-def _stop_workers() -> None:
-    """A terminal's Ctrl-C reaches the workers too, which close what they record; ask again those that it did not reach."""
-    for ask in (lambda _: None, lambda worker: os.kill(worker.pid, signal.SIGINT), lambda worker: worker.terminate()):
-        for worker in multiprocessing.active_children():
-            with suppress(ProcessLookupError):  # it died on its own
-                ask(worker)
-        for worker in multiprocessing.active_children():
-            worker.join(timeout=5)
-
-
-def _one(job: Job) -> str | None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        run(job.config, job.path, page=False)
-    except KeyboardInterrupt:
-        os._exit(130)  # what was recorded is closed; a worker that went on would take the next run
-    except AttributionError as error:
-        return str(error)
-    except Exception as error:  # a bug or a broken trainer must not take the other runs with it; the log has the rest
-        return f"{type(error).__name__}: {error}"
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return None
-
-
-def _one_thread() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # between two runs there is nothing to close
-    import torch
-    from tqdm import tqdm
-
-    from attribution.runs.quiet import quiet
-
-    quiet()
-    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is stopped would leave behind
-    torch.set_num_threads(1)
+        return outcomes_on_slurm(todo, slots, slurm, place, tell)
+    for job in todo:
+        Ticket(job.path).remove()  # what a cluster was once asked for is done here now
+    return outcomes_in_slots(todo, slots)

@@ -139,22 +139,31 @@ def test_ls_lists_studies_arms_and_runs(tmp_path, capsys):
 
 
 def test_a_study_file_runs_every_arm_with_every_seed_and_ends_with_the_page(tmp_path, monkeypatch, capsys):
-    from attribution import reports, study
+    from attribution.study import jobs
+    from attribution.verbs import study as verb
 
     done = []
-    monkeypatch.setattr(study, "run_study", lambda found, out, **_: done.extend(study.jobs(found, out)) or {})
-    monkeypatch.setattr(study, "conclude", lambda found, out, failed: tmp_path / found.name)
-    monkeypatch.setattr(reports, "study_report", lambda place: place / "report.html", raising=False)
+    monkeypatch.setattr(verb, "run_study", lambda found, out, **_: done.extend(jobs(found, out)) or {})
+    monkeypatch.setattr(verb, "conclude", lambda found, out, failed: tmp_path / found.name)
+    monkeypatch.setattr(verb, "study_report", lambda place: place / "report.html")
     arm = {"data": "d.jsonl", "probes": ["p.jsonl"]}
     arms = {"A": arm, "B": {**arm, "metric": "log_prob"}}
     (tmp_path / "s.json").write_text(json.dumps({"name": "mine", "arms": arms, "seeds": [4, 7]}))
-    assert main(["study", str(tmp_path / "s.json"), "--out", str(tmp_path)]) == 0
+    command = ["study", str(tmp_path / "s.json"), "--out", str(tmp_path)]
+    assert main(command) == 0
     assert [(job.config.seed, job.arm) for job in done] == [(4, "A"), (4, "B"), (7, "A"), (7, "B")]
     assert all(job.path.parent.parent == tmp_path / "mine" for job in done)
     assert capsys.readouterr().out == f"{tmp_path / 'mine' / 'report.html'}\n"
-    monkeypatch.setattr(study, "run_study", lambda found, out, **_: {next(study.jobs(found, out)): "it broke"})
-    assert main(["study", str(tmp_path / "s.json"), "--out", str(tmp_path)]) == 2
-    assert "1 runs failed" in (shown := capsys.readouterr()).err and "report.html" in shown.out
+    lost = done[1].path
+    lost.mkdir(parents=True)
+    (lost / "log.txt").write_text("it broke")
+    monkeypatch.setattr(verb, "run_study", lambda found, out, **_: {list(jobs(found, out))[1]: "it broke"})
+    assert main(command) == 2
+    assert "report.html" in (shown := capsys.readouterr()).out
+    assert "1 run failed" in shown.err and f"{lost}: it broke (log: {lost / 'log.txt'})" in shown.err
+    monkeypatch.setattr(verb, "run_study", lambda found, out, **_: dict.fromkeys(jobs(found, out), "it broke"))
+    assert main(command) == 2
+    assert "4 runs failed" in (shown := capsys.readouterr()).err and not shown.out, "nothing to conclude"
 
 
 @pytest.mark.parametrize(

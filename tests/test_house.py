@@ -12,8 +12,8 @@ import attribution
 ROOT = Path(attribution.__file__).parent
 ORDER = (
     "errors", "architectures", "models", "components", "samples", "chat", "metrics", "capture", "replay", "store", "causes",
-    "mechanisms", "updates", "recipes", "worlds", "runs", "claims", "study", "calibration", "doctor", "reports", "cli",
-    "conformance",
+    "mechanisms", "updates", "recipes", "worlds", "runs", "launch", "claims", "study", "calibration", "doctor", "reports",
+    "verbs", "cli", "conformance",
 )  # fmt: skip
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem not in ("__init__", "__main__"))
 

@@ -127,7 +127,7 @@ def done(tmp_path_factory):
 
 def test_a_study_says_about_how_long_is_left(tmp_path, monkeypatch):
     clock = iter((0.0, 150.0, 280.0))
-    monkeypatch.setattr(studies, "_outcomes", lambda todo, slots: ((job, None) for job in todo))
+    monkeypatch.setattr(studies, "_outcomes", lambda todo, *_: ((job, None) for job in todo))
     monkeypatch.setattr(studies.time, "monotonic", lambda: next(clock))
     told = []
     run_study(small(tmp_path), tmp_path, tell=told.append)

@@ -6,17 +6,38 @@ Knows runs and findings; imports no torch.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from attribution.errors import RunError
-from attribution.store import Run, find_runs, read_json, read_run
+from attribution.launch.tickets import Ticket, tickets
+from attribution.store import find_runs, is_finished, read_json, read_run
+
+SILENT_SECONDS = 1800  # in which a run that is under way writes something, unless one step of it takes longer
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One run, begun or asked for."""
+
+    path: Path
+    state: str
+    steps: Any
+    seed: int
+    recipe: Any
+    model: Any
+    note: str = ""  # what else is to say of its state
 
 
 def listing(root: str | os.PathLike[str], *, every: bool = False) -> str:
     """Studies and runs below a directory, a line per arm and model.
+
+    Of a run that a cluster was asked for: queued until it begins, and failed where its job did. Of a run that says it is
+    under way and has written nothing for long, for how long: its process may be gone.
 
     Args:
         root: where to look.
@@ -25,26 +46,52 @@ def listing(root: str | os.PathLike[str], *, every: bool = False) -> str:
     Raises:
         RunError: there is no run, or a file of one is damaged.
     """
-    runs = [read_run(path) for path in find_runs(root)]
-    if not runs:
+    begun = {path: _begun(path) for path in find_runs(root)}
+    asked = {ticket.run: _asked(ticket) for ticket in tickets(root) if ticket.run not in begun}
+    rows = sorted([*begun.values(), *asked.values()], key=lambda row: row.path)
+    if not rows:
         raise RunError(f"there are no runs below {root}; make one with `attribution study`")
     lines = []
-    for place, own in groupby(runs, key=_study):
+    for place, own in groupby(rows, key=lambda row: row.path.parent.parent):  # runs/<study>/<arm>-<hash>/seed-<s>
         own = list(own)
         if (place / "study.json").exists():
             lines += _headed(place, own)
-        lines += [_line(run) for run in own] if every else list(_arms(own))
+        lines += [_line(row) for row in own] if every else list(_arms(own))
     return "\n".join(lines)
 
 
-def _study(run: Run) -> Path:
-    """The directory of the study: runs/<study>/<arm>-<hash>/seed-<s>."""
-    return run.path.parent.parent
+def _begun(path: Path) -> _Row:
+    run, ticket = read_run(path), Ticket(path)
+    state, config = run.status.get("state", "unknown"), run.config
+    if ticket.state not in ("", "running") and not is_finished(path):
+        state = ticket.state
+    steps = run.status.get("steps", run.status.get("step", 0))
+    return _Row(
+        path, state, steps, int(config.get("seed", 0)), config.get("recipe"), config.get("model"), _note(path, state, ticket)
+    )
 
 
-def _headed(place: Path, runs: list[Run]) -> Iterator[str]:
-    done = sum(run.status.get("state") == "finished" for run in runs)
-    yield f"{place}: {done} of {len(runs)} runs finished"
+def _asked(ticket: Ticket) -> _Row:
+    """A run of which there is no record yet."""
+    told, state = ticket.told, ticket.state
+    return _Row(ticket.run, state, 0, told["seed"], told["recipe"], told["model"], _note(ticket.run, state, ticket))
+
+
+def _note(path: Path, state: str, ticket: Ticket) -> str:
+    if state in ("queued", "queued again"):
+        return f"Slurm job {ticket.told['job']}"
+    if state == "running" and path.exists():
+        silent = time.time() - max(file.stat().st_mtime for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file())
+        if silent >= SILENT_SECONDS:
+            return (
+                f"nothing written for {silent / 60:.0f} min" if silent < 7200 else f"nothing written for {silent / 3600:.0f} h"
+            )
+    return ""
+
+
+def _headed(place: Path, rows: list[_Row]) -> Iterator[str]:
+    done = sum(row.state == "finished" for row in rows)
+    yield f"{place}: {done} of {len(rows)} runs finished"
     findings = read_json(place / "findings.json") if (place / "findings.json").exists() else []
     for found in findings:
         row = found["verdict"][0]
@@ -54,25 +101,25 @@ def _headed(place: Path, runs: list[Run]) -> Iterator[str]:
         yield f"  {_safe(claim)}: not judged, {_safe(reason)}"
 
 
-def _arms(runs: list[Run]) -> Iterator[str]:
+def _arms(rows: list[_Row]) -> Iterator[str]:
     """One line per directory of an arm, with what became of its seeds, and per run that stands alone."""
-    for place, own in groupby(runs, key=lambda run: run.path.parent if run.path.name.startswith("seed-") else run.path):
-        seeds = sorted(own, key=lambda run: (run.status.get("state", "unknown"), int(run.config.get("seed", 0))))
+    for place, own in groupby(rows, key=lambda row: row.path.parent if row.path.name.startswith("seed-") else row.path):
+        seeds = sorted(own, key=lambda row: (row.state, row.seed))
         states = []
-        for state, of in groupby(seeds, key=lambda run: run.status.get("state", "unknown")):
-            told = [f"{run.config.get('seed', 0)}" + ("" if state == "finished" else f" at step {_steps(run)}") for run in of]
+        for state, of in groupby(seeds, key=lambda row: row.state):
+            told = [_seed(row) for row in of]
             states.append(f"{_safe(state)}: seed{'s' if len(told) > 1 else ''} {', '.join(map(_safe, told))}")
-        config = seeds[0].config
-        yield "  ".join([str(place), "; ".join(states), _safe(config.get("recipe")), _safe(config.get("model"))])
+        yield "  ".join([str(place), "; ".join(states), _safe(seeds[0].recipe), _safe(seeds[0].model)])
 
 
-def _line(run: Run) -> str:
-    told = (run.status.get("state", "unknown"), f"{_steps(run)} steps", run.config.get("recipe"), run.config.get("model"))
-    return "  ".join([str(run.path), *map(_safe, told)])
+def _seed(row: _Row) -> str:
+    said = "" if row.state == "finished" or (row.state == "queued" and not row.steps) else f" at step {row.steps}"
+    return f"{row.seed}{said}" + (f" ({row.note})" if row.note and row.state == "running" else "")
 
 
-def _steps(run: Run) -> Any:
-    return run.status.get("steps", run.status.get("step", 0))
+def _line(row: _Row) -> str:
+    told = (row.state + (f" ({row.note})" if row.note else ""), f"{row.steps} steps", row.recipe, row.model)
+    return "  ".join([str(row.path), *map(_safe, told)])
 
 
 def _safe(value: Any) -> str:

@@ -88,7 +88,7 @@ def run(
         writer.log(f"{type(error).__name__}: {error}")
         writer.flush()
         if read_run(path).status["state"] == "running":
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            state = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
             writer.status(state, error=f"{type(error).__name__}: {error}")
         raise
     finally:

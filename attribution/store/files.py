@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import suppress
@@ -18,6 +19,7 @@ except ImportError:  # not on Windows, where two processes in one directory are 
     fcntl = None
 
 TEMPORARY, LOCK = ".tmp-", ".lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems of clusters that know none: as on Windows
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -88,12 +90,15 @@ def locked(path: Path) -> IO[str]:
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             raise RunError(
                 f"{path} is being written by another process, or by an open recorder of this one; wait until that ends, or "
                 "name another directory"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
     return file
 
 

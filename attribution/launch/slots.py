@@ -1,0 +1,143 @@
+"""Jobs in processes of this machine, so many at once, of one thread each.
+
+A process is used for one job after another. One that dies (killed where memory ran out, say) takes its own job with it and
+no other: a new process stands in for it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from threading import RLock
+
+from attribution.launch.job import Job, attempt, mark_lost
+
+_LOOK_EVERY = 1.0  # seconds between looks at whether a process still lives: a child of it may hold its pipe open
+
+
+def outcomes_in_slots(todo: Sequence[Job], slots: int) -> Iterator[tuple[Job, str | None]]:
+    """Do jobs, at most `slots` at once; each as it ends, with what went wrong, if anything.
+
+    An interrupt, or leaving the loop, asks the processes to end: what they recorded is closed and kept.
+    """
+    waiting = deque(todo)
+    workers: list[_Worker] = []
+    try:
+        while waiting and len(workers) < slots:
+            workers.append(_Worker())
+            workers[-1].give(waiting.popleft())
+        while workers:
+            for worker in _ended(workers):
+                job, error = worker.job, worker.error()
+                if waiting:
+                    worker.give(waiting.popleft())
+                else:
+                    workers.remove(worker)
+                    worker.dismiss()
+                yield job, error
+    finally:
+        _stop(workers)
+
+
+class _Worker:
+    """A process that does one job after another, as they are given; another one where it died."""
+
+    job: Job
+    pipe: Connection
+    process: SpawnProcess
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,))
+        self.process.start()
+        theirs.close()
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        if not self.process.is_alive():
+            self.pipe.close()
+            self._start()
+        self.pipe.send((job.config.model_dump_json(), str(job.path)))
+
+    def error(self) -> str | None:
+        """What went wrong with the job that ended, or with the process, of which its run is told."""
+        with suppress(EOFError, ConnectionResetError):
+            if self.pipe.poll():
+                return self.pipe.recv()
+        self.process.join()
+        error = _death(self.process.exitcode or 0)
+        mark_lost(self.job.path, error)
+        return error
+
+    def dismiss(self) -> None:
+        self.pipe.close()  # which tells it that there is no more to do
+        self.process.join()
+
+
+def _ended(workers: Sequence[_Worker]) -> list[_Worker]:
+    """Those whose job ended or whose process did; waits until there is one."""
+    while True:
+        found = wait([*(worker.pipe for worker in workers), *(worker.process.sentinel for worker in workers)], _LOOK_EVERY)
+        ended = [w for w in workers if w.pipe in found or w.process.sentinel in found or not w.process.is_alive()]
+        if ended:
+            return ended
+
+
+def _death(code: int) -> str:
+    """A process that ended by itself, in a sentence."""
+    if code >= 0:
+        return f"its process ended with exit code {code} before the run did; its log says how far it came"
+    name = signal.Signals(-code).name
+    memory = ", as a system does that runs out of memory; fewer slots at once need less" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{memory}"
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """A terminal's Ctrl-C reaches the workers too, which close what they record; ask again those that it did not reach."""
+    for ask in (lambda _: None, lambda process: os.kill(process.pid, signal.SIGINT), lambda process: process.terminate()):
+        for worker in workers:
+            if worker.process.is_alive():
+                with suppress(ProcessLookupError):  # it died on its own
+                    ask(worker.process)
+        for worker in workers:
+            worker.process.join(timeout=5)
+
+
+def _serve(pipe: Connection) -> None:
+    """Do jobs as they come, until there are no more; a worker is a process of its own."""
+    _one_thread()
+    while True:
+        try:
+            config, path = pipe.recv()
+        except EOFError:
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            error = attempt(config, path)
+        except KeyboardInterrupt:
+            os._exit(130)  # what was recorded is closed; a worker that went on would take the next run
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        pipe.send(error)
+
+
+def _one_thread() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # between two runs there is nothing to close
+    import torch
+    from tqdm import tqdm
+
+    from attribution.runs.quiet import quiet
+
+    quiet()
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is stopped would leave behind
+    torch.set_num_threads(1)

@@ -1,0 +1,76 @@
+"""Slots: jobs of one process leave those of the others alone, however it ends."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from attribution.launch import Ticket, mark_lost, outcomes_in_slots
+from attribution.launch.job import log_of
+from attribution.launch.slots import _death
+from attribution.store import RunWriter, is_finished, read_run
+from attribution.store.files import locked
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_its_own_job_and_no_other(job):
+    works, dies, missing = job("works"), job("dies"), job("missing")
+    todo = [dies, works, missing, job("missing", seed=1)]
+    found = {each.path: error for each, error in outcomes_in_slots(todo, 2)}
+    assert len(found) == 4 and found[works.path] is None and is_finished(works.path)
+    assert "ended by SIGKILL" in found[dies.path] and "cannot read samples" in found[missing.path]
+    status = json.loads((dies.path / "status.json").read_text())
+    assert status["state"] == "failed" and "SIGKILL" in status["error"], "its own process could not say so"
+    assert log_of(dies.path) == dies.path / "log.txt" and "SIGKILL" in (dies.path / "log.txt").read_text()
+    assert [error for _, error in outcomes_in_slots([dies], 2)] == [None], "what failed is done when it is asked for again"
+    assert read_run(dies.path).status["state"] == "finished"
+
+
+def test_no_job_is_no_process():
+    assert list(outcomes_in_slots([], 2)) == []
+
+
+def test_how_a_process_ended_is_told():
+    assert _death(-signal.SIGKILL).startswith("its process was ended by SIGKILL") and "memory" in _death(-signal.SIGKILL)
+    assert "SIGSEGV" in (told := _death(-signal.SIGSEGV)) and "memory" not in told
+    assert "exit code 3" in _death(3)
+
+
+def test_a_run_is_marked_only_where_nobody_can(tmp_path):
+    mark_lost(tmp_path / "never begun", "gone")
+    assert not (tmp_path / "never begun").exists()
+    writer = RunWriter(tmp_path / "run", {"model": "m"})
+    writer.status("running", step=3)
+    mark_lost(tmp_path / "run", "gone")
+    assert read_run(tmp_path / "run").status["state"] == "running", "somebody holds it"
+    writer.close()
+    mark_lost(tmp_path / "run", "gone")
+    assert read_run(tmp_path / "run").status == {"state": "failed", "step": 3, "error": "gone"}
+    mark_lost(tmp_path / "run", "again")
+    assert read_run(tmp_path / "run").status["error"] == "gone", "what it said itself stays"
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr("attribution.store.files.fcntl.flock", refuse)
+    locked(tmp_path / "run").close()
+    monkeypatch.setattr("attribution.store.files.fcntl.flock", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no")))
+    with pytest.raises(OSError, match="no"):
+        locked(tmp_path / "run")
+
+
+def test_a_ticket_is_of_one_run(tmp_path):
+    ticket = Ticket(tmp_path / "study" / "A-12345678" / "seed-0")
+    assert ticket.state == "" and ticket.told == {} and log_of(ticket.run) is None
+    ticket.ask({"job": "7_0", "log": str(tmp_path / "err")})
+    assert ticket.state == "queued"
+    ticket.write("failed", "it broke")
+    assert (ticket.state, ticket.error) == ("failed", "it broke")
+    (tmp_path / "err").touch()
+    assert log_of(ticket.run) == tmp_path / "err"
+    ticket.remove()
+    ticket.remove()
+    assert ticket.state == "" and ticket.error == ""
