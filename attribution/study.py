@@ -6,22 +6,20 @@ claim is judged or shown. The embedded studies are in `worlds.studies`.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attribution.errors import AttributionError, ConfigError, RunError
-from attribution.runs import RunConfig, digests, directory, first_error, run
+from attribution.errors import ConfigError, RunError
+from attribution.runs import RunConfig, digests, directory, first_error
+from attribution.runs.execute import tidy
+from attribution.runs.stopping import terminable
+from attribution.runs.workers import outcomes
 from attribution.store import TRAINING, Run, is_finished, read_run, write_atomic, write_json
 from attribution.store.singles import singles
 
@@ -180,6 +178,8 @@ def run_study(
 ) -> dict[Job, str]:
     """Run all that is not finished, in worker processes of one thread each. A run that fails leaves the others alone.
 
+    So does a run whose process is killed. Whatever ends this process, the same call goes on where it was.
+
     Args:
         study: what to run.
         root: directory that holds studies.
@@ -198,20 +198,26 @@ def run_study(
     every = list(jobs(study, root))
     todo = [job for job in every if not is_finished(job.path)]
     for job in every:
-        if is_finished(job.path) and read_run(job.path).config.get("inputs") != digests(job.config):
+        if not is_finished(job.path):
+            continue
+        if read_run(job.path).config.get("inputs") != digests(job.config):
             raise RunError(
                 f"{job.path} was run on other files than those of its config are now; restore them, or name another directory"
             )
+        tidy(job.config, job.path)
     if len(todo) < len(every):
         tell(f"{len(every) - len(todo)} of {len(every)} runs are finished already")
+    if stopped := sum((job.path / "config.json").exists() for job in todo):
+        tell(f"{stopped} of {len(every)} runs were stopped before they were finished, and go on; their log.txt says from where")
     failed, begun = {}, time.monotonic()
-    for number, (job, error) in enumerate(_outcomes(todo, slots), start=1):
-        said = "" if error is None else f" failed: {error}"
-        left = (time.monotonic() - begun) / number * (len(todo) - number)  # as long as those before took
-        said += f" (about {left / 60:.0f} min left)" if left >= 60 else ""
-        tell(f"{number} of {len(todo)}: arm {job.arm} on {job.config.model}, seed {job.config.seed}{said}")
-        if error is not None:
-            failed[job] = error
+    with terminable():
+        for number, (job, error) in enumerate(_outcomes(todo, slots), start=1):
+            said = "" if error is None else f" failed: {error}"
+            left = (time.monotonic() - begun) / number * (len(todo) - number)  # as long as those before took
+            said += f" (about {left / 60:.0f} min left)" if left >= 60 else ""
+            tell(f"{number} of {len(todo)}: arm {job.arm} on {job.config.model}, seed {job.config.seed}{said}")
+            if error is not None:
+                failed[job] = error
     return failed
 
 
@@ -392,53 +398,5 @@ def _finished(study: Study, root: str | os.PathLike[str]) -> Iterator[tuple[Run,
 
 def _outcomes(todo: list[Job], slots: int) -> Iterator[tuple[Job, str | None]]:
     """Jobs as they end, each with what went wrong, if anything."""
-    if not todo:
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(slots, len(todo)), mp_context=context, initializer=_one_thread) as pool:
-        waiting = {pool.submit(_one, job): job for job in todo}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            _stop_workers()
-            pool.shutdown()
-            raise
-
-
-def _stop_workers() -> None:
-    """A terminal's Ctrl-C reaches the workers too, which close what they record; ask again those that it did not reach."""
-    for ask in (lambda _: None, lambda worker: os.kill(worker.pid, signal.SIGINT), lambda worker: worker.terminate()):
-        for worker in multiprocessing.active_children():
-            with suppress(ProcessLookupError):  # it died on its own
-                ask(worker)
-        for worker in multiprocessing.active_children():
-            worker.join(timeout=5)
-
-
-def _one(job: Job) -> str | None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        run(job.config, job.path, page=False)
-    except KeyboardInterrupt:
-        os._exit(130)  # what was recorded is closed; a worker that went on would take the next run
-    except AttributionError as error:
-        return str(error)
-    except Exception as error:  # a bug or a broken trainer must not take the other runs with it; the log has the rest
-        return f"{type(error).__name__}: {error}"
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return None
-
-
-def _one_thread() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # between two runs there is nothing to close
-    import torch
-    from tqdm import tqdm
-
-    from attribution.runs.quiet import quiet
-
-    quiet()
-    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is stopped would leave behind
-    torch.set_num_threads(1)
+    for place, error in outcomes([(job.config, job.path) for job in todo], slots):
+        yield todo[place], error
