@@ -10,19 +10,19 @@ concluded. What every attempt did is in `trace`: one line when a step begins, an
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
 from attribution.recipes import recipe_named
-from attribution.runs import RunConfig, stages, workers
+from attribution.runs import RunConfig, workers
 from attribution.samples import Sample, write_samples
 from attribution.store import COLUMNS, RunWriter, find_runs, is_finished, read_run
 from attribution.study import Study, conclude, jobs, run_study
@@ -84,10 +84,12 @@ def attempt(given: Study, root: Path, trace: Path) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
+        with suppress(PermissionError, ProcessLookupError):  # the child did it first, or has ended
+            os.setpgid(child, child)
         return child
     status = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         workers.START = "fork"
         traced(trace)
         failed = run_study(given, root, slots=2, tell=lambda line: None)
@@ -221,9 +223,8 @@ def under_fire(folder: Path, kills: int, seed: int = 0, kinds: dict[str, float] 
                 time.sleep(0.005)
             if not spared and not _ended(child):
                 _, at = last(trace, offset)
-                where = (
-                    at[1] if at[1] == "concluding" else at[3] if at[1] == "stage" else f"step of {Path(at[2]).parent.name[:4]}"
-                )
+                place = {"stage": at[3], "step": f"a step of {Path(at[2]).parent.name.partition('-')[0]}"}
+                where = place.get(at[1], "concluding")
                 kind = kill(kind, child, generator)
                 hit[where] += 1
                 by[kind] += 1
@@ -259,14 +260,18 @@ def main() -> None:
     print(json.dumps(under_fire(asked.folder.resolve(), asked.kills, asked.seed)))
 
 
-if __name__ == "__main__":
+def ready() -> None:
+    """Import all that a run does, so that processes forked from this one begin at once."""
     import torch
     import trl.trainer.dpo_trainer
     import trl.trainer.grpo_trainer
     import trl.trainer.sft_trainer  # noqa: F401
 
-    from attribution.updates import graft, linear_graft  # noqa: F401
+    from attribution.updates import callback, graft, linear_graft  # noqa: F401
 
     torch.set_num_threads(1)
-    assert multiprocessing.parent_process() is None and stages
+
+
+if __name__ == "__main__":
+    ready()
     main()

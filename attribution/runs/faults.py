@@ -6,7 +6,6 @@ import errno
 from pathlib import Path
 
 from attribution.errors import AttributionError, RunError
-from attribution.updates.memory import out_of_memory
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 _SAID = ("no space left on device", "disk quota exceeded", "input/output error", "read-only file system", "permission denied")
@@ -21,6 +20,8 @@ def explained(error: BaseException, path: Path, doing: str) -> BaseException:
         path: the run's directory.
         doing: in words.
     """
+    from attribution.updates.memory import out_of_memory
+
     if isinstance(error, AttributionError) or not isinstance(error, Exception):
         return error
     said = " ".join(str(error).split())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -109,13 +110,20 @@ class Record:
         if self.own:
             self.writer.close()
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed record goes on from; all rows so far are flushed."""
+    def state(self, folder: Path, name: str) -> dict[str, Any]:
+        """What a resumed record goes on from; all rows so far are flushed.
+
+        Args:
+            folder: of the checkpoint, in which all but this is written.
+            name: of the file that this is written into.
+        """
         self.settle()
         self.flush()
+        beside = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != name]
         return {
             "steps": self.steps, "parts": self.writer.parts, "notes": list(self._notes), "seconds": self.seconds,
             "started": self._started, "checksums": self.writer.checksums,
+            "files": {str(file.relative_to(folder)): file.stat().st_size for file in beside},
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:

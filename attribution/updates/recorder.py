@@ -234,15 +234,8 @@ class Recorder:
             write_atomic(start, save(self._readings.tensors()))
         if self._since is not self._start:
             write_atomic(FilePath(folder) / SINCE, save({name: copy.contiguous() for name, copy in self._since.items()}))
-        beside = FilePath(folder)
-        files = {
-            str(file.relative_to(beside)): file.stat().st_size
-            for file in sorted(beside.rglob("*"))
-            if file.is_file() and file.name != STATE
-        }
-        write_json(beside / STATE, {
-            **self._record.state(), **self._readings.state(), "current": self._current, "files": files,
-        })  # fmt: skip
+        state = {**self._record.state(FilePath(folder), STATE), **self._readings.state(), "current": self._current}
+        write_json(FilePath(folder) / STATE, state)
 
     def logged(self, values: Mapping[str, Any]) -> None:
         """What is known of the last step besides: `reward`, `advantage`, and `loss` where the pass does not tell it.
