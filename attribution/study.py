@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attribution.errors import ConfigError, RunError
 from attribution.launch import Job, Ticket, outcomes_in_slots
 from attribution.runs import RunConfig, digests, directory, first_error
+from attribution.runs.execute import tidy
+from attribution.runs.stopping import terminable
 from attribution.store import TRAINING, Run, is_finished, read_run, write_atomic, write_json
 from attribution.store.singles import singles
 
@@ -169,6 +171,8 @@ def run_study(
 ) -> dict[Job, str]:
     """Run all that is not finished. A run that fails, or whose process dies, leaves the others alone.
 
+    So does a run whose process is killed. Whatever ends this process, the same call goes on where it was.
+
     Args:
         study: what to run.
         root: directory that holds studies.
@@ -188,20 +192,26 @@ def run_study(
     every = list(jobs(study, root))
     todo = [job for job in every if not is_finished(job.path)]
     for job in every:
-        if is_finished(job.path) and read_run(job.path).config.get("inputs") != digests(job.config):
+        if not is_finished(job.path):
+            continue
+        if read_run(job.path).config.get("inputs") != digests(job.config):
             raise RunError(
                 f"{job.path} was run on other files than those of its config are now; restore them, or name another directory"
             )
+        tidy(job.config, job.path)
     if len(todo) < len(every):
         tell(f"{len(every) - len(todo)} of {len(every)} runs are finished already")
+    if stopped := sum((job.path / "config.json").exists() for job in todo):
+        tell(f"{stopped} of {len(every)} runs were stopped before they were finished, and go on; their log.txt says from where")
     failed, begun = {}, time.monotonic()
-    for number, (job, error) in enumerate(_outcomes(todo, slots, slurm, Path(root) / study.name, tell), start=1):
-        said = "" if error is None else f" failed: {error}"
-        left = (time.monotonic() - begun) / number * (len(todo) - number)  # as long as those before took
-        said += f" (about {left / 60:.0f} min left)" if left >= 60 else ""
-        tell(f"{number} of {len(todo)}: arm {job.arm} on {job.config.model}, seed {job.config.seed}{said}")
-        if error is not None:
-            failed[job] = error
+    with terminable():
+        for number, (job, error) in enumerate(_outcomes(todo, slots, slurm, Path(root) / study.name, tell), start=1):
+            said = "" if error is None else f" failed: {error}"
+            left = (time.monotonic() - begun) / number * (len(todo) - number)  # as long as those before took
+            said += f" (about {left / 60:.0f} min left)" if left >= 60 else ""
+            tell(f"{number} of {len(todo)}: arm {job.arm} on {job.config.model}, seed {job.config.seed}{said}")
+            if error is not None:
+                failed[job] = error
     return failed
 
 

@@ -15,7 +15,7 @@ from attribution.errors import ConfigError, RunError
 from attribution.mechanisms import write_mechanisms
 from attribution.models import EMBEDDED
 from attribution.recipes.sft import SFT
-from attribution.runs import RunConfig, directory, run, stages
+from attribution.runs import RunConfig, checkpoints, directory, run, stages
 from attribution.runs.forecast import forecast_of
 from attribution.samples import Sample, write_samples
 from attribution.store import BATCH, COLUMNS, TRAINING, read_run
@@ -487,7 +487,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, data, monkeypa
                 with patch.context() as also, pytest.raises(Killed):
                     also.setattr(RecorderCallback, "on_optimizer_step", stop)
                     run(given, tmp_path / name, page=False)
-                checkpoint = stages.newest_checkpoint(tmp_path / name)
+                checkpoint = checkpoints.choose(tmp_path / name)[0]
                 reached = int(checkpoint.name.rpartition("-")[2])
                 assert reached == (4 if recipe == "grpo" else 5) and reached % given.training.boundary == 0
                 assert read_run(tmp_path / name).samples["step"].max() == 6  # past the checkpoint

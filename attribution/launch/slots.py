@@ -1,7 +1,8 @@
 """Jobs in processes of this machine, so many at once, of one thread each.
 
 A process is used for one job after another. One that dies (killed where memory ran out, say) takes its own job with it and
-no other: a new process stands in for it.
+no other: a new process stands in for it. All end with the process that started them, however that ends: none goes on holding a
+run directory after its study was killed.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from threading import RLock
+from threading import RLock, Thread
 
 from attribution.launch.job import Job, attempt, mark_lost
+from attribution.runs.stopping import Terminated
 
+START = "spawn"  # how processes are made: torch must not be forked once it computes
 _LOOK_EVERY = 1.0  # seconds between looks at whether a process still lives: a child of it may hold its pipe open
 
 
 def outcomes_in_slots(todo: Sequence[Job], slots: int) -> Iterator[tuple[Job, str | None]]:
     """Do jobs, at most `slots` at once; each as it ends, with what went wrong, if anything.
 
-    An interrupt, or leaving the loop, asks the processes to end: what they recorded is closed and kept.
+    An interrupt, SIGTERM (which lets the steps under way end), or leaving the loop asks the processes to end: what they
+    recorded is closed and kept.
     """
     waiting = deque(todo)
     workers: list[_Worker] = []
@@ -41,8 +45,9 @@ def outcomes_in_slots(todo: Sequence[Job], slots: int) -> Iterator[tuple[Job, st
                     workers.remove(worker)
                     worker.dismiss()
                 yield job, error
-    finally:
-        _stop(workers)
+    except BaseException as error:
+        _stop(workers, politely=isinstance(error, Terminated))
+        raise
 
 
 class _Worker:
@@ -56,7 +61,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,))
         self.process.start()
@@ -102,15 +107,24 @@ def _death(code: int) -> str:
     return f"its process was ended by {name}{memory}"
 
 
-def _stop(workers: Sequence[_Worker]) -> None:
-    """A terminal's Ctrl-C reaches the workers too, which close what they record; ask again those that it did not reach."""
-    for ask in (lambda _: None, lambda process: os.kill(process.pid, signal.SIGINT), lambda process: process.terminate()):
+def _stop(workers: Sequence[_Worker], *, politely: bool) -> None:
+    """Ask them to close what they record, each time those that are still there, and end the rest.
+
+    A terminal's Ctrl-C reaches the workers too; a SIGTERM may have been sent to the parent alone.
+
+    Args:
+        workers: to stop.
+        politely: let the steps that are under way end.
+    """
+    first = (lambda process: os.kill(process.pid, signal.SIGTERM), 20) if politely else (lambda _: None, 5)
+    interrupt = (lambda process: os.kill(process.pid, signal.SIGINT), 5)
+    for ask, seconds in (first, interrupt, (lambda process: process.kill(), 5)):
         for worker in workers:
             if worker.process.is_alive():
                 with suppress(ProcessLookupError):  # it died on its own
                     ask(worker.process)
         for worker in workers:
-            worker.process.join(timeout=5)
+            worker.process.join(timeout=seconds)
 
 
 def _serve(pipe: Connection) -> None:
@@ -132,7 +146,9 @@ def _serve(pipe: Connection) -> None:
 
 
 def _one_thread() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # between two runs there is nothing to close
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)  # between two runs there is nothing to close
+    Thread(target=_end_with_parent, daemon=True).start()
     import torch
     from tqdm import tqdm
 
@@ -141,3 +157,10 @@ def _one_thread() -> None:
     quiet()
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is stopped would leave behind
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # as if it had been killed too: what is recorded goes on from its checkpoint

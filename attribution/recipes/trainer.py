@@ -166,7 +166,6 @@ class TrainerRecipe(Recipe):
             "use_cpu": setting.model.device.type == "cpu",
             "dataloader_pin_memory": False,
             "save_strategy": "no",
-            "save_total_limit": 2,  # of the checkpoints that the run asks for
             "logging_steps": 1,
             "report_to": "none",
             "disable_tqdm": not setting.progress,

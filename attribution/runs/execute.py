@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attribution.chat import is_bare
-from attribution.runs import stages
+from attribution.runs import checkpoints, stages
 from attribution.runs.config import RunConfig, digests
+from attribution.runs.faults import explained
 from attribution.runs.forecast import forecast_of
-from attribution.store import TRAINING, RunWriter, claim, is_finished, read_run
+from attribution.runs.stopping import Stopping, terminable
+from attribution.store import TRAINING, RunWriter, hold, is_finished, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +29,9 @@ def run(
 ) -> Path:
     """Do one run and write its report. A finished run with the same config is left as it is.
 
-    Everything the user gave is checked before anything is written. A run that was killed goes on from its newest
-    checkpoint; one without a checkpoint begins anew, and what it had recorded is kept beside it.
+    Everything the user gave is checked before anything is written. A run that broke off, however that happened, goes on from
+    its newest checkpoint that is whole; one without begins anew, and what it had recorded is kept beside it. SIGTERM ends
+    the step under way, writes a checkpoint and stops; Ctrl-C stops at once.
 
     Args:
         config: what to do.
@@ -49,51 +52,74 @@ def run(
     config = config.model_copy(update={"inputs": digests(config)})
     written = config.model_dump(mode="json")
     if is_finished(path) and read_run(path).config == written:
+        tidy(config, path)
         return report(path) if page else path
     given = stages.read(config, progress)
-    checkpoint = stages.newest_checkpoint(path)
-    if checkpoint is None:
-        claim(path, written)
-    writer = RunWriter(path, written, parts=None if checkpoint is None else stages.kept_parts(checkpoint))
+    with terminable() as stopping:
+        _go(given, path, written, stopping, tell)
+    return report(path) if page else path
+
+
+def tidy(config: RunConfig, path: Path) -> None:
+    """Remove what a finished run needs no more; one that was killed at its very end left it."""
+    if config.checkpoint_seconds is not None:
+        checkpoints.remove_all(path)
+
+
+def _go(given: stages.Material, path: Path, written: dict[str, Any], stopping: Stopping, tell: Callable[[str], None]) -> None:
+    """Begin, or go on, and finish."""
+    checkpoint, said, lock = None, [], hold(path, written)
+    if lock is not None:
+        checkpoint, said = checkpoints.choose(path)
+        said.append(
+            f"going on from {checkpoint.name}" if checkpoint else "beginning anew; what was recorded is kept beside this"
+        )
+    parts = None if checkpoint is None else checkpoints.state(checkpoint)["parts"]
+    writer, doing = RunWriter(path, written, parts=parts, lock=lock), "beginning"
 
     def stage(line: str) -> None:
+        nonlocal doing
+        doing = line.partition(",")[0]
         writer.log(line)
         tell(line)
 
     try:
-        some = given.watched[0].samples
-        if is_bare([*some, *given.probes[0].samples], given.tokenizer):
-            stage(f"{config.model} has a chat template, in which these samples are not; `attribution chat` renders them in it")
-        if checkpoint is None:
-            stage(f"ablating {stages.CAUSES[config.singles]} on {len(some)} training samples, before training")
-            writer.add("influence", stages.causes(given).table.assign(step=0, probe=TRAINING))
-            if config.forecast:
-                stage("forecasting what the first step would strengthen")
-                writer.add("forecasts", _forecast(config))
-            stages.read_words(given, writer, "before", given.model)
-            writer.flush()
-        again = f", again from {checkpoint.name}" if checkpoint else ""
-        stage(f"training with {config.recipe}, and recording on {len(given.probes)} probe sets{again}")
-        result, tuned = stages.train(given, writer, checkpoint)
-        stages.read_words(given, writer, "after", tuned)
-        stage("grafting")
-        result |= stages.graft(given, writer, tuned)
-        stage("finished")
-        writer.finish({
-            **result, "causes": {"samples": len(some), "metric": given.cause_metric, "reference": "zero"}
-        })  # fmt: skip
-        if config.checkpoint_seconds is not None:
-            stages.remove_checkpoints(path)
+        for line in said:
+            stage(line)
+        _stages(given, writer, checkpoint, stopping, stage)
     except BaseException as error:
-        writer.log(f"{type(error).__name__}: {error}")
-        writer.flush()
-        if read_run(path).status["state"] == "running":
-            state = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-            writer.status(state, error=f"{type(error).__name__}: {error}")
-        raise
+        told = explained(error, path, doing)
+        writer.fail(told)
+        if told is error:
+            raise
+        raise told from error
     finally:
         writer.close()
-    return report(path) if page else path
+    tidy(given.config, path)
+
+
+def _stages(
+    given: stages.Material, writer: RunWriter, checkpoint: Path | None, stopping: Stopping, stage: Callable[[str], None]
+) -> None:
+    config, some = given.config, given.watched[0].samples
+    if is_bare([*some, *given.probes[0].samples], given.tokenizer):
+        stage(f"{config.model} has a chat template, in which these samples are not; `attribution chat` renders them in it")
+    if checkpoint is None:
+        stage(f"ablating {stages.CAUSES[config.singles]} on {len(some)} training samples, before training")
+        writer.add("influence", stages.causes(given).table.assign(step=0, probe=TRAINING))
+        if config.forecast:
+            stage("forecasting what the first step would strengthen")
+            writer.add("forecasts", _forecast(config))
+        stages.read_words(given, writer, "before", given.model)
+        writer.flush()
+    again = f", again from {checkpoint.name}" if checkpoint else ""
+    stage(f"training with {config.recipe}, and recording on {len(given.probes)} probe sets{again}")
+    result, tuned = stages.train(given, writer, checkpoint, stopping)
+    stages.read_words(given, writer, "after", tuned)
+    stage("grafting")
+    result |= stages.graft(given, writer, tuned)
+    stage("finished")
+    writer.finish({**result, "causes": {"samples": len(some), "metric": given.cause_metric, "reference": "zero"}})
 
 
 def _forecast(config: RunConfig) -> pd.DataFrame:

@@ -5,7 +5,6 @@ Each takes the run's material and gives back what is to be written; torch is imp
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from attribution.errors import ConfigError, ModelError
 from attribution.recipes import Setting
+from attribution.runs.checkpoints import CHECKPOINTS
 from attribution.runs.config import RunConfig
-from attribution.store import TRAINING, RunWriter, read_json, read_run
+from attribution.runs.stopping import Stopping
+from attribution.store import TRAINING, RunWriter, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ CAUSE_SAMPLES = 64  # training samples on which causes are measured by exact abl
 GRAFTED_NEURONS, GRAFTED_ROWS = 16, 24  # of a layer, and in all, by |update share| on each probe set
 WORDS, WORD_NODES = 4, 16  # prompts whose words are read, and nodes of the integral
 KEPT = "model"  # where the trained model lies, if it is kept
-CHECKPOINTS = "trainer"  # the trainer's own directory in that of the run
+CHECKPOINTS_KEPT = 2  # the newest, and one to fall back on
 CAUSES = {"all": "every component", "heads": "every head", "end": "every head"}  # whose cause is measured, by `singles`
 
 
@@ -158,20 +159,23 @@ def causes(given: Material) -> Causes:
     return attribute(given.model, given.tokenizer, some, metric=metric, components=chosen, progress=given.progress)
 
 
-def train(given: Material, writer: RunWriter, checkpoint: Path | None) -> tuple[dict[str, Any], Any]:
-    """Train and record.
+def train(
+    given: Material, writer: RunWriter, checkpoint: Path | None, stopping: Stopping | None = None
+) -> tuple[dict[str, Any], Any]:
+    """Train and record; between two steps it stops if it is to.
 
     Returns:
         What the record ends with, and the trained model, plain where it was trained with adapters.
     """
     from attribution.updates.seam import plain
 
-    config = given.config
-    callback = _recorder(given, writer, checkpoint)
+    config, stopping = given.config, stopping or Stopping()
+    callback = _recorder(given, writer, checkpoint, stopping)
     folder = writer.path / CHECKPOINTS
     trainer = config.training.build(setting(given, folder, [callback], callback.recorder))
     try:
-        trainer.train(**({"resume_from_checkpoint": str(checkpoint)} if checkpoint else {}))
+        with stopping.after_the_step():
+            trainer.train(**({"resume_from_checkpoint": str(checkpoint)} if checkpoint else {}))
     except BaseException as error:
         callback.failed(error)
         raise
@@ -208,29 +212,11 @@ def read_words(given: Material, writer: RunWriter, when: str, model: Any) -> Non
     writer.add("tokens", found.drop(columns="model").assign(when=when, probe=probe.name))
 
 
-def newest_checkpoint(path: Path) -> Path | None:
-    """The newest checkpoint of an unfinished run that the recorder can go on from."""
-    from attribution.updates.recorder import STATE
-
-    found = [state.parent for state in (path / CHECKPOINTS).glob(f"checkpoint-*/{STATE}")]
-    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def kept_parts(checkpoint: Path) -> dict[str, int]:
-    """How many parts of each frame the checkpoint knew."""
-    from attribution.updates.recorder import STATE
-
-    return read_json(checkpoint / STATE)["parts"]
-
-
-def remove_checkpoints(path: Path) -> None:
-    shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
-
-
-def _recorder(given: Material, where: Any, checkpoint: Path | None = None) -> Any:
+def _recorder(given: Material, where: Any, checkpoint: Path | None = None, stopping: Stopping | None = None) -> Any:
     from attribution.updates.callback import RecorderCallback
 
     config = given.config
+    keep = CHECKPOINTS_KEPT if config.checkpoint_seconds is not None else None
     return RecorderCallback(
         where, probes=given.probes, tokenizer=given.tokenizer, metric=config.metric, reference=config.reference,
         milestones=config.milestones, everything=config.everything, batch_after=config.batch_after,
@@ -239,6 +225,7 @@ def _recorder(given: Material, where: Any, checkpoint: Path | None = None) -> An
         beside=config.beside, primary_only=config.primary_only, watched=given.watched, singles=config.singles,
         kinds=config.kinds, layers=config.layers, heads=config.heads, steps=config.steps, resume=checkpoint,
         completions=config.completions, checkpoint_seconds=config.checkpoint_seconds, boundary=config.training.boundary,
+        keep=keep, stopping=stopping or Stopping(),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,14 @@ except ImportError:  # not on Windows, where two processes in one directory are 
     fcntl = None
 
 TEMPORARY, LOCK = ".tmp-", ".lock"
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems of clusters that know none: as on Windows
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """What to do about a file or directory that cannot be written."""
+    why = f"cannot write {path}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return RunError(f"{why}; free some space there and start again, which goes on, or choose another directory")
+    return RunError(f"{why}; choose a directory you can write to")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -39,7 +47,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
+        raise unwritable(path, error) from None
 
 
 def append(path: Path, data: bytes, at: int) -> int:
@@ -58,7 +66,13 @@ def append(path: Path, data: bytes, at: int) -> int:
             os.fsync(file.fileno())
             return file.tell()
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
+        raise unwritable(path, error) from None
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove what a writer that was killed left under temporary names, in a directory and those right below it."""
+    for file in (*path.glob(f".*{TEMPORARY}*"), *path.glob(f"*/.*{TEMPORARY}*")):
+        file.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -86,19 +100,19 @@ def locked(path: Path) -> IO[str]:
         path.mkdir(parents=True, exist_ok=True)
         file = open(path / LOCK, "w")  # noqa: SIM115
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a directory you can write to") from None
+        raise unwritable(path, error) from None
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                warnings.warn(f"{path}: this file system has no locks, so two processes here go unnoticed", stacklevel=2)
+                return file
             file.close()
             raise RunError(
                 f"{path} is being written by another process, or by an open recorder of this one; wait until that ends, or "
                 "name another directory"
             ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
     return file
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from attribution.errors import RunError
+from attribution.store.checksums import damaged
 from attribution.store.columns import COLUMNS, FORMAT, SAMPLES
 from attribution.store.files import read_json
 from attribution.store.writer import LINES, is_finished
@@ -77,6 +78,8 @@ class Run:
     def samples(self) -> pd.DataFrame:
         """Completions that were trained on, one row each; fields in `SAMPLES`. Empty where nothing was sampled or preferred."""
         path = self.path / LINES
+        if LINES in self._checksums and (wrong := damaged(self.path, {LINES: self._checksums[LINES]})):
+            raise RunError(f"{wrong}; restore it from a copy, or move {self.path} away and run it again")
         # what follows the last line break is a line that a killed process was writing
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         try:
@@ -154,15 +157,27 @@ class Run:
         files = sorted((self.path / f"{name}.parquet").glob("part-*.parquet"))
         if not files:
             return pd.DataFrame(columns=columns or list(COLUMNS[name]))
-        try:
-            parts = [pd.read_parquet(file, columns=columns, **how) for file in files]
-        except (OSError, ValueError) as error:
-            raise RunError(f"a part of {self.path / name}.parquet cannot be read ({error}); restore it or run again") from None
+        parts = [self._part(file, columns=columns, **how) for file in files]
         for column in parts[0].select_dtypes("category"):  # one dtype, however the rows were split into parts
             words = sorted(set().union(*(part[column].cat.categories for part in parts)))
             for part in parts:
                 part[column] = part[column].cat.set_categories(words)
         return pd.concat(parts, ignore_index=True)
+
+    def _part(self, file: Path, **how: Any) -> pd.DataFrame:
+        name = f"{file.parent.name}/{file.name}"
+        wrong = damaged(self.path, {name: self._checksums[name]}) if name in self._checksums else ""
+        try:
+            if not wrong:
+                return pd.read_parquet(file, page_checksum_verification=True, **how)
+        except Exception as error:  # a damaged footer makes pyarrow and pandas raise almost anything
+            wrong = f"{file} is damaged or cannot be read ({' '.join(str(error).split())[:200]})"
+        raise RunError(f"{wrong}; restore it from a copy, or move {self.path} away and run it again")
+
+    @cached_property
+    def _checksums(self) -> dict[str, tuple[int, int]]:
+        """Of a finished run, by file; records of earlier versions have none."""
+        return {name: (size, crc) for name, (size, crc) in (self.result or {}).get("checksums", {}).items()}
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:

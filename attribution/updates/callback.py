@@ -6,7 +6,9 @@ optimizer's own hooks.
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attribution.errors import RecordError
-from attribution.updates.recorder import Recorder
+from attribution.updates.recorder import STATE, Recorder
 
 
 class RecorderCallback(TrainerCallback):
@@ -27,14 +29,27 @@ class RecorderCallback(TrainerCallback):
     Args:
         path: as `Recorder` takes it.
         checkpoint_seconds: ask the trainer for a checkpoint when the last one is older than this; None: never.
+        keep: how many checkpoints that can be gone on from stay, the newest; older ones and what cannot be gone on from are
+            removed. None: the trainer keeps them as it is told.
         boundary: the trainer can be resumed after multiples of so many steps; ask for one, and write beside one, only there.
+        stopping: asked after every step: an error to stop with, once a checkpoint is written where one can be; None: go on.
         settings: of the `Recorder`.
     """
 
-    def __init__(self, path: Any, *, checkpoint_seconds: float | None = None, boundary: int = 1, **settings: Any):
+    def __init__(
+        self,
+        path: Any,
+        *,
+        checkpoint_seconds: float | None = None,
+        keep: int | None = None,
+        boundary: int = 1,
+        stopping: Callable[[], BaseException | None] = lambda: None,
+        **settings: Any,
+    ):
         self.recorder = Recorder(path, **settings)
         self._open = False
         self._checkpoint_seconds, self._boundary, self._saved = checkpoint_seconds, boundary, time.monotonic()
+        self._keep, self._stopping = keep, stopping
         self._before = 0  # steps the trainer had made before this record began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -67,15 +82,24 @@ class RecorderCallback(TrainerCallback):
             self.recorder.logged(kwargs.get("logs") or {})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        error = self._stopping()
         late = self._checkpoint_seconds is not None and time.monotonic() - self._saved >= self._checkpoint_seconds
-        if late and state.global_step < state.max_steps and state.global_step % self._boundary == 0:
+        if (late or error is not None) and state.global_step < state.max_steps and state.global_step % self._boundary == 0:
             control.should_save = True
+        elif error is not None:
+            raise error
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         whole = state.global_step % self._boundary == 0  # also of those that the trainer writes unasked
-        if self._open and whole and state.global_step < state.max_steps:  # from its last step a trainer would go one too far
-            self.recorder.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        there = folder.is_dir()  # where a trainer keeps a few by their dates, the newest is gone once the clock was set back
+        if self._open and whole and there and state.global_step < state.max_steps:  # from the last one it would go one too far
+            self.recorder.save(folder)
             self._saved = time.monotonic()
+            if self._keep is not None:
+                _remove_older(folder, self._keep)
+        if (error := self._stopping()) is not None:
+            raise error
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._open = False
@@ -86,3 +110,13 @@ class RecorderCallback(TrainerCallback):
         if self._open:
             self._open = False
             self.recorder.end(error)
+
+
+def _remove_older(newest: Path, keep: int) -> None:
+    """Keep so many checkpoints that a record can go on from, by their steps: dates are no order once the clock was set."""
+    found = {int(each.name.rpartition("-")[2]): each for each in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]")}
+    whole = sorted((step for step, folder in found.items() if (folder / STATE).exists()), reverse=True)
+    for step, folder in found.items():
+        if step not in whole[:keep]:
+            (folder / STATE).unlink(missing_ok=True)  # first: half of it is none
+            shutil.rmtree(folder, ignore_errors=True)

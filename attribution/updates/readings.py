@@ -16,6 +16,7 @@ from attribution.errors import ConfigError
 from attribution.metrics import metric_named
 from attribution.samples import ProbeSet
 from attribution.store import BATCH, BESIDE, TRAINING
+from attribution.updates.memory import reading
 from attribution.updates.probes import ProbeReader, Step, Watch
 from attribution.updates.record import Record
 from attribution.updates.rows import Rows
@@ -54,7 +55,10 @@ class Readings:
     def start(self, record: Record, everything: bool, selection: Selection) -> None:
         """Read and write the model before training."""
         self.record = record
-        start = {reader.name: reader.start() for reader in self.readers}
+        start = {}
+        for reader in self.readers:
+            with reading(f"probe set {reader.name!r}", record):
+                start[reader.name] = reader.start()
         self.first = {name: found.metric for name, found in start.items()}
         for name, found in start.items():
             record.add("probes", {"step": 0, "probe": name, **found._asdict()})
@@ -89,7 +93,8 @@ class Readings:
     def step(self, path: Path) -> None:
         """Read and write the weights as they are now, and the shares of a path that ends there."""
         for reader in self.readers:
-            self._write_probe(reader.name, reader.step(path))
+            with reading(f"probe set {reader.name!r}", self.record):
+                self._write_probe(reader.name, reader.step(path))
         self._write_behaviour()
 
     def milestone(self, *, ends: bool) -> None:
@@ -100,7 +105,9 @@ class Readings:
         for place, reader in enumerate(self.readers):
             exact = self.rows.exact if whole and not (place and "singles" in self.settings["primary_only"]) else self.rows.heads
             positions = np.setdiff1d(exact, done)
-            if len(positions):
+            if not len(positions):
+                continue
+            with reading(f"single components, ablated on {reader.name!r},", self.record):
                 self.record.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
         self._ablated = step
 
@@ -131,15 +138,17 @@ class Readings:
         """What is read at the start and after every recorded step alike: watched sets, and named sets ablated jointly."""
         step = self.record.steps
         for watch in self.watches:
-            self.record.add("probes", {"step": step, "probe": watch.name, **watch.read()._asdict()})
+            with reading(f"watched set {watch.name!r}", self.record):
+                self.record.add("probes", {"step": step, "probe": watch.name, **watch.read()._asdict()})
         due = step % self.settings["compared_every"] == 0
         for place, reader in enumerate(self.readers):
             named = self._here(reader.name)
             sets = {**named, **self._compared_here(reader.name, place)} if due else named
-            if sets:
-                self.record.add("sets", reader.influence_of_sets(sets).assign(step=step, probe=reader.name))
-            if named and reader.beside and due:
-                self.record.add("sets", reader.influence_beside(named).assign(step=step, probe=reader.name))
+            with reading(f"named sets, ablated on {reader.name!r},", self.record):
+                if sets:
+                    self.record.add("sets", reader.influence_of_sets(sets).assign(step=step, probe=reader.name))
+                if named and reader.beside and due:
+                    self.record.add("sets", reader.influence_beside(named).assign(step=step, probe=reader.name))
 
     def _here(self, probe: str) -> dict[str, np.ndarray]:
         """The named sets that are ablated on a probe set: all, unless it is said which."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -33,13 +34,15 @@ class Record:
         self.writer, self.own, self.steps = writer, own, 0
         self._notes: dict[str, None] = {}
         self._row: dict[str, Any] | None = None
-        self._started, self._flushed = time.time(), time.perf_counter()
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%S")
+        self._begun, self._before = time.monotonic(), 0.0  # seconds of the attempts that this one goes on from
+        self._flushed = time.perf_counter()
         self._last, self._recorder_seconds, self._at_last = time.perf_counter(), 0.0, 0.0
 
     @property
     def seconds(self) -> float:
         """Since the record began."""
-        return round(time.time() - self._started, 2)
+        return round(self._before + time.monotonic() - self._begun, 2)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -94,7 +97,7 @@ class Record:
     def describe(self, **about: Any) -> None:
         """Write meta.json: versions, cost, what was not measured, and what is given here."""
         self.writer.meta({
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._started)),
+            "started": self._started,
             "versions": versions(),
             **about,
             "seconds": {"total": self.seconds, "recorder": round(self._recorder_seconds, 2)},
@@ -103,19 +106,27 @@ class Record:
 
     def close(self, error: BaseException) -> None:
         """Failed or interrupted, with what was recorded."""
-        self.writer.flush()
-        state = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-        self.writer.status(state, step=self.steps, error=f"{type(error).__name__}: {error}")
+        self.writer.fail(error, step=self.steps)
         if self.own:
             self.writer.close()
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed record goes on from; all rows so far are flushed."""
+    def state(self, folder: Path, name: str) -> dict[str, Any]:
+        """What a resumed record goes on from; all rows so far are flushed.
+
+        Args:
+            folder: of the checkpoint, in which all but this is written.
+            name: of the file that this is written into.
+        """
         self.settle()
         self.flush()
-        return {"steps": self.steps, "parts": dict(self.writer.parts), "notes": list(self._notes), "seconds": self.seconds}
+        beside = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != name]
+        return {
+            "steps": self.steps, "parts": self.writer.parts, "notes": list(self._notes), "seconds": self.seconds,
+            "started": self._started, "checksums": self.writer.checksums,
+            "files": {str(file.relative_to(folder)): file.stat().st_size for file in beside},
+        }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.steps = state["steps"]
         self.note(*state["notes"])
-        self._started -= state["seconds"]
+        self._started, self._before = state["started"], state["seconds"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.components import KINDS, Component, Components
-from attribution.errors import ConfigError, RecordError
+from attribution.errors import ConfigError, RecordError, RunError
 from attribution.samples import Completion, ProbeSet
 from attribution.store import BATCH, RunWriter, read_json, write_atomic, write_json
 from attribution.updates.batch import BatchWatch
@@ -198,8 +198,10 @@ class Recorder:
                     self._read_end()
             self._describe()
         except BaseException as broken:
-            record.close(broken)
-            raise
+            record.close(error or broken)
+            if error is None or not isinstance(broken, RunError):
+                raise
+            return  # the disk is full, say: what broke off the training is the one to be told
         if error is not None:
             record.close(error)
             return
@@ -232,7 +234,8 @@ class Recorder:
             write_atomic(start, save(self._readings.tensors()))
         if self._since is not self._start:
             write_atomic(FilePath(folder) / SINCE, save({name: copy.contiguous() for name, copy in self._since.items()}))
-        write_json(FilePath(folder) / STATE, {**self._record.state(), **self._readings.state(), "current": self._current})
+        state = {**self._record.state(FilePath(folder), STATE), **self._readings.state(), "current": self._current}
+        write_json(FilePath(folder) / STATE, state)
 
     def logged(self, values: Mapping[str, Any]) -> None:
         """What is known of the last step besides: `reward`, `advantage`, and `loss` where the pass does not tell it.
