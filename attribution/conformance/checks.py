@@ -21,7 +21,7 @@ from attribution.conformance import asked
 from attribution.errors import AttributionError
 from attribution.models import locate
 from attribution.recipes import Recipe, recipe_named
-from attribution.runs import RunConfig, run, checkpoints
+from attribution.runs import RunConfig, checkpoints, run, stages
 from attribution.runs.stages import KEPT
 from attribution.samples import Sample, read_samples, write_samples
 from attribution.store import COLUMNS, read_run
