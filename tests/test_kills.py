@@ -1,7 +1,7 @@
 """A run is killed at random moments, again and again, and goes on: the record and the weights end as those of one that ran.
 
 A kill counts only if the process had begun a step and had not finished; the killed process writes its checkpoints at
-every step, so what is lost is at most one step and the part in memory.
+every step, so what is lost is at most one step and the part in memory. Studies are killed in `test_faults`.
 """
 
 import json
@@ -90,10 +90,6 @@ def kill_and_go_on(tmp_path: Path, kills: int, seed: int) -> None:
         results = [json.loads((each / "result.json").read_text()) for each in (tmp_path / "whole", path)]
         assert results[0]["probes"] == results[1]["probes"] and results[0]["steps"] == results[1]["steps"] == 14
     print(f"{counted} kills over {round_} runs, nothing lost")
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    kill_and_go_on(tmp_path, 3, seed=0)
 
 
 @pytest.mark.long

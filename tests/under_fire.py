@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,8 +42,8 @@ ARMS = {
 KINDS = {"group": 0.6, "study": 0.2, "worker": 0.2}  # whom a kill hits, and how often
 
 
-def study(folder: Path) -> Study:
-    """Three arms, one of which samples, on one organism; a checkpoint after every step."""
+def study(folder: Path, chosen: Sequence[str] = tuple(ARMS)) -> Study:
+    """Some of three arms, one of which samples, on one organism; a checkpoint after every step."""
 
     def write(name: str, count: int, seed: int, **form) -> str:
         return str(write_samples(folder / name, [Sample(**row) for row in grammar.prompts(count, seed, **form)]))
@@ -55,7 +56,7 @@ def study(folder: Path) -> Study:
             share_passes=2, checkpoint_seconds=0, recipe=recipe,
             training=recipe_named(recipe)(max_steps=STEPS, learning_rate=1e-3, **settings),
         )
-        for name, (recipe, settings) in ARMS.items()
+        for name, (recipe, settings) in ARMS.items() if name in chosen
     }  # fmt: skip
     return Study(name="fire", arms=arms, models=("planted/31",), claims=("boost",))
 
@@ -195,14 +196,20 @@ def readable(root: Path) -> None:
         assert steps.is_unique
 
 
-def under_fire(folder: Path, kills: int, seed: int = 0, kinds: dict[str, float] | None = None) -> dict:
+def under_fire(folder: Path, kills: int, seed: int = 0, arms: Sequence[str] = tuple(ARMS), in_turn: bool = False) -> dict:
     """Kill studies until so many kills have counted; what was hit, by place and kind.
+
+    Args:
+        folder: to work in.
+        kills: how many.
+        seed: of the moments.
+        arms: of the study.
+        in_turn: whom a kill hits goes round, and is not drawn.
 
     Raises:
         AssertionError: a record differs, a step more than the one under way was lost, or a worker outlived its study.
     """
-    kinds, generator = kinds or KINDS, random.Random(seed)
-    given, begun = study(folder), time.monotonic()
+    generator, given, begun = random.Random(seed), study(folder, arms), time.monotonic()
     child = attempt(given, folder / "whole", folder / "whole.trace")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     whole = time.monotonic() - begun
@@ -215,11 +222,11 @@ def under_fire(folder: Path, kills: int, seed: int = 0, kinds: dict[str, float] 
             child, spared = attempt(given, root, trace), sum(by.values()) >= kills
             while not spared and last(trace, offset)[0] == 0 and not _ended(child):
                 time.sleep(0.005)
-            aimed = generator.random() < 0.1  # at what the study writes at its end
-            while aimed and not spared and last(trace, offset)[1][1:2] != ["concluding"] and not _ended(child):
-                time.sleep(0.005)
-            until = time.monotonic() + generator.uniform(0.0, 1.0 if aimed else whole / 4)
-            kind = generator.choices(list(kinds), list(kinds.values()))[0]
+            if all(is_finished(job.path) for job in jobs(given, root)):
+                spared = spared or generator.random() < 0.5  # what is left takes no time, and would be hit again and again
+            until = time.monotonic() + generator.uniform(0.0, whole / 6)
+            drawn = generator.choices(list(KINDS), list(KINDS.values()))[0]
+            kind = list(KINDS)[sum(by.values()) % 3] if in_turn else drawn
             while not spared and time.monotonic() < until and not _ended(child):
                 time.sleep(0.005)
             if not spared and not _ended(child):

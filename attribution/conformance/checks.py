@@ -21,7 +21,7 @@ from attribution.conformance import asked
 from attribution.errors import AttributionError
 from attribution.models import locate
 from attribution.recipes import Recipe, recipe_named
-from attribution.runs import RunConfig, run, stages
+from attribution.runs import RunConfig, checkpoints, run, stages
 from attribution.runs.stages import KEPT
 from attribution.samples import Sample, read_samples, write_samples
 from attribution.store import COLUMNS, read_run
@@ -263,7 +263,7 @@ def test_a_stopped_training_goes_on_to_the_same_end(
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(RecorderCallback, "on_optimizer_step", stop)
         run(config, tmp_path / "run", page=False)
-    assert stages.newest_checkpoint(tmp_path / "run"), "it left no checkpoint; see Recipe.boundary"
+    assert checkpoints.choose(tmp_path / "run")[0], "it left no checkpoint; see Recipe.boundary"
     run(config, tmp_path / "run", page=False)
     assert "again from checkpoint" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     assert _same(_weights(tmp_path / "run"), trained().weights), "it went on to another end"

@@ -20,10 +20,11 @@ Knows files, JSON and parquet; knows nothing about models or torch, so that read
       group_grafts.parquet/     probe set x group of components, by depth
       linear_grafts.parquet/    probe set x random set of components
       model/                    the trained model, if it was asked for
-      result.json               written last: the completion marker
+      result.json               written last: the completion marker; with the length and CRC-32 of every file of rows
 
 Every file appears under a temporary name and is renamed, so a reader never meets half of one; samples.jsonl grows by
-whole lines. The columns of each frame, with units, are in `COLUMNS`.
+whole lines. A file that was cut off or changed is an error that names it, see `checksums`. The columns of each frame, with
+units, are in `COLUMNS`.
 """
 
 from __future__ import annotations

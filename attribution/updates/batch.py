@@ -327,7 +327,8 @@ class BatchWatch(Watcher):
 
             def summed(gradient: Tensor) -> None:
                 current.used = True
-                current.normalizer = tokens / gradient.item() if 0 < gradient.item() < float("inf") else None
+                known = tokens and 0 < gradient.item() < float("inf")  # of a batch without labels the loss is no number
+                current.normalizer = tokens / gradient.item() if known else None
 
             loss.register_hook(summed)
         logits = getattr(output, "logits", None)
