@@ -86,7 +86,15 @@ def test_a_study_is_one_array_and_what_fails_is_told_with_its_log(job, cluster, 
     assert shown.out.strip().endswith("report.html")
 
 
-@pytest.mark.slow
+def test_what_is_put_back_into_the_queue_is_the_same_task(job):
+    todo = job("A")
+    again = Task(todo.config.model_dump_json(), str(todo.path), threads=3).checkpoint()
+    assert vars(again.function) == {"config": todo.config.model_dump_json(), "path": str(todo.path), "threads": 3}
+    Ticket(todo.path).ask({"job": "7"})
+    assert Ticket(todo.path).state == "queued again"
+
+
+@pytest.mark.long
 def test_a_job_that_is_preempted_goes_on_from_its_checkpoint(job, tmp_path):
     todo = job("A", training={"max_steps": 40, "batch_size": 6}, checkpoint_seconds=0)
     executor = submitit.LocalExecutor(tmp_path / "local")
