@@ -453,12 +453,12 @@ def test_a_small_disk_that_grows_whenever_it_is_full(given, whole, tmp_path):
                 failures.append(said)
                 for aside in disk.glob("run.interrupted-*"):
                     shutil.rmtree(aside)
-                size += 150
+                size += 400
                 assert mounted(disk, size, again=True)
         same(whole, disk / "run")
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    assert len(failures) >= 10
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert len(failures) >= 4
     print(f"{len(failures)} times full, at {size} KiB whole")
 
 
