@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AttributionError as error:
         print(f"attribution: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:  # or SIGTERM
         print("attribution: interrupted; what was recorded is kept, and the same command goes on", file=sys.stderr)
-        return 130
+        return getattr(error, "code", 130)
     except BrokenPipeError:  # `attribution ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

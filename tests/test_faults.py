@@ -5,6 +5,7 @@ or says why it cannot.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ import torch
 from injection import config as small_run
 from under_fire import KINDS, recorded
 
+from attribution.cli import VERBS, main
 from attribution.errors import AttributionError, RecordError, RunError
 from attribution.models import load
 from attribution.runs import RunConfig, checkpoints, run, workers
@@ -369,7 +372,7 @@ def test_a_batch_without_samples_leaves_what_was_recorded(tmp_path):
 
 
 def test_sigterm_waits_for_the_step_and_a_second_one_does_not():
-    with terminable() as stopping, stopping.after_the_step():
+    with terminable() as stopping, pytest.raises(Terminated, match="after the step"), stopping.after_the_step():
         os.kill(os.getpid(), signal.SIGTERM)
         assert isinstance(stopping(), Terminated)
         with pytest.raises(Terminated):
@@ -450,12 +453,12 @@ def test_a_small_disk_that_grows_whenever_it_is_full(given, whole, tmp_path):
                 failures.append(said)
                 for aside in disk.glob("run.interrupted-*"):
                     shutil.rmtree(aside)
-                size += 150
+                size += 400
                 assert mounted(disk, size, again=True)
         same(whole, disk / "run")
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    assert len(failures) >= 10
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert len(failures) >= 4
     print(f"{len(failures)} times full, at {size} KiB whole")
 
 
@@ -482,6 +485,27 @@ def test_of_a_study_one_worker_may_be_killed(tmp_path, monkeypatch):
     found = dict(workers.outcomes(todo, 2))
     assert found[0] is None and found[2] is None and found[3] == "broken" and "was killed" in found[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2", "3"]
+
+
+def test_a_study_that_is_terminated_leaves_no_worker(tmp_path, monkeypatch):
+    """The signal reached the study's own process alone."""
+    monkeypatch.setattr(workers, "START", "fork")
+    monkeypatch.setattr(workers, "_one_thread", lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    monkeypatch.setattr(workers, "run", work)
+    begun = time.monotonic()
+    Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    with terminable(), pytest.raises(Terminated):
+        list(workers.outcomes([(60, tmp_path / str(number)) for number in range(3)], 2))
+    assert 0.9 < time.monotonic() - begun < 15 and not multiprocessing.active_children()
+
+
+def test_the_command_tells_a_scheduler_that_it_was_terminated(monkeypatch, capsys):
+    def stop(_):
+        with terminable():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setitem(VERBS, "ls", stop)
+    assert main(["ls"]) == 143 and "the same command goes on" in capsys.readouterr().err
 
 
 def script(code: str, folder: Path, seconds: int) -> str:

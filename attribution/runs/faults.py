@@ -9,7 +9,8 @@ from attribution.errors import AttributionError, RunError
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 _SAID = ("no space left on device", "disk quota exceeded", "input/output error", "read-only file system", "permission denied")
-_WRITERS = ("PytorchStreamWriter failed", "Error while serializing", "I/O error", "Parent directory")
+# What torch and safetensors say instead, in a checkpoint whose end does not fit
+_WRITERS = ("PytorchStreamWriter failed", "unexpected pos", "iostream error", "Error while serializing", "Parent directory")
 
 
 def explained(error: BaseException, path: Path, doing: str) -> BaseException:

@@ -34,12 +34,14 @@ class Stopping:
 
     @contextmanager
     def after_the_step(self) -> Iterator[None]:
-        """In the block a first SIGTERM waits for somebody to ask whether it came."""
+        """In the block a first SIGTERM waits for somebody to ask whether it came, at the latest until the block ends."""
         self.between_steps = True
         try:
             yield
         finally:
             self.between_steps = False
+        if (error := self()) is not None:
+            raise error
 
     def arrived(self, *_: object) -> None:
         if not self.between_steps or self._asked:
