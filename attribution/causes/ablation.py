@@ -167,12 +167,12 @@ def _without(
     activation = replay.activations[site]
     value = like(values[site], activation)
     if _adds(parts, site.kind):
-        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
+        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T.contiguous()  # [unit, width]
         change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
         if site.layer == parts.depth - 1:
             scored = replay.scored.to(after.device)
             return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
-        change = change.permute(2, 0, 1)  # [unit, sample, position]
+        change = change.permute(2, 0, 1).contiguous()  # [unit, sample, position]
         hidden = after + change[..., None] * written[:, None, None]
         known = projected(change, written) if projected else None
         return replay.run(hidden.flatten(0, 1), site.layer + 1, known=known), parts.depth - site.layer - 1
