@@ -146,7 +146,9 @@ class Replay:
             self._outputs.append((module, out))
 
     def _projects(self, module: nn.Module, args: tuple) -> None:
-        self.through[-1] |= {module: norm for norm, out in self._outputs if args[0] is out}
+        for norm, out in self._outputs:
+            if args[0] is out:
+                self.through[-1][module] = norm
 
     def _tiled(self, value: Any, copies: int) -> Any:
         """Repeat what has one entry per sample (masks, positions, rotations); leave the rest to broadcasting."""

@@ -155,9 +155,7 @@ def _adds(parts: Anatomy, kind: str) -> bool:
     return kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts
 
 
-def _without(
-    replay: Replay, site: Site, units: np.ndarray, values: Values, projected: Projected | None
-) -> tuple[Tensor, int]:
+def _without(replay: Replay, site: Site, units: np.ndarray, values: Values, projected: Projected | None) -> tuple[Tensor, int]:
     """Logits [unit, token, vocabulary] with each unit of one site ablated, and the number of layers run for each.
 
     Args:
