@@ -241,9 +241,10 @@ def ablation_rows(subject: Subject, repeats: int) -> list[Row]:
         found["loop"] = one_by_one(subject.model, batch, listed).cpu()
 
     turns = {"fast": fast, "loop": loop}
-    seconds, most = interleaved(turns, repeats), peaks(turns)
+    seconds = interleaved(turns, repeats)
     apart = (found["fast"] - found["loop"]).abs().max().item()
     assert apart <= CLOSE < found["loop"].abs().max().item(), f"the fast ablation is {apart:.1e} nats off the loop"
+    most = peaks(turns)
     whole = [median(seconds[name]) * count / len(listed) for name in ("fast", "loop")]
     timed = f"{len(listed)} random ones of {count:,} timed, extrapolated" if extrapolated else f"all {count:,}"
     notes = f"{timed}: {whole[0]:.3g} s for {whole[1]:.3g} s, {subject.tokens(samples)}; at most {apart:.0e} nats apart"
