@@ -169,15 +169,21 @@ class Components:
         Returns:
             Float64 [groups], on the CPU.
         """
-        owners, sums = [], []
+        sums = {}
         for use in self.uses:
             array = value(use) if use.output or not output_only else None
             if array is not None:
-                owners.append(use.owners)
-                sums.append(use.sums(array))
+                sums[use.name] = use.sums(array)
+        return self.grouped(sums)
+
+    def grouped(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """Sums by the name of a use, as `Use.sums` makes them, within every group: Float64 [groups], on the CPU."""
         total = torch.zeros(self.group_count, dtype=torch.float64)
         if sums:
-            together = torch.cat([each.to(sums[0].device) for each in sums])  # a device is waited for once, not for each use
+            device = next(iter(sums.values())).device
+            owners = [use.owners for use in self.uses if use.name in sums]
+            # a device is waited for once, not for each use
+            together = torch.cat([sums[use.name].to(device) for use in self.uses if use.name in sums])
             total.index_add_(0, torch.cat(owners), together.cpu().double())
         return total
 

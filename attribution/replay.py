@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.capture import Edit, edited, only_at, rewritten, sites, tapped
+from attribution.capture import Edit, edited, only_at, rewritten, sites, supplied, tapped
 from attribution.models import Anatomy, ExpertsOut
 from attribution.samples import Batch
 
@@ -34,6 +34,7 @@ class Replay:
         scored: Bool [sample, position], up to the last scored position; all that follows has as many positions.
         activations: Float [sample, position, feature] per site.
         hidden: inputs of every layer, and of the final norm: [sample, position, width], depth + 1 of them.
+        through: of every layer, the projections that read its input through a norm, and that norm.
         logits: of the pass, at scored positions.
     """
 
@@ -43,8 +44,14 @@ class Replay:
         needed = int(batch.scored.any(0).nonzero().max()) + 1
         self.scored = batch.scored[:, :needed]
         self.hidden: list[Tensor] = []
+        self.through: list[dict[nn.Module, nn.Module]] = []
         self._calls: list[tuple[tuple, dict[str, Any]]] = []
         handles = [layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in parts.layers]
+        for number, layer in enumerate(parts.layers):
+            norms = [module for module in layer.modules() if "norm" in type(module).__name__.lower()]
+            handles += [norm.register_forward_hook(self._normed) for norm in norms]
+            projections = [parts.projection(number, projection) for projection in parts.row.projections]
+            handles += [projection.register_forward_pre_hook(self._projects) for projection in projections]
         handles.append(parts.final_norm.register_forward_pre_hook(lambda _module, args: self.hidden.append(args[0])))
         try:
             with tapped(parts, sites(parts)) as self.activations:
@@ -55,22 +62,29 @@ class Replay:
                 handle.remove()
 
     @torch.no_grad()
-    def run(self, hidden: Tensor, first: int, edits: Mapping[nn.Module, Edit] | None = None) -> Tensor:
+    def run(
+        self,
+        hidden: Tensor,
+        first: int,
+        edits: Mapping[nn.Module, Edit] | None = None,
+        known: Mapping[nn.Module, Tensor] | None = None,
+    ) -> Tensor:
         """Run copies of the batch from the input of layer `first` to the logits.
 
         Args:
             hidden: Float [copies * sample, position, width], copy after copy.
             first: the first layer to run; the model's depth to run none.
             edits: as `edited` takes them.
+            known: outputs in layer `first`, as `supplied` takes them.
 
         Returns:
             Float [copies, token, vocabulary] at scored positions.
         """
         copies = len(hidden) // len(self.batch)
         scored = self.scored.repeat(copies, 1)
-        with edited(edits or {}):
+        with edited(edits or {}), supplied(known or {}):
             for number in range(first, self.parts.depth):
-                last = self._read_by_logits_alone(edits or {}) if number == self.parts.depth - 1 else ()
+                last = self._read_by_logits_alone(edits or {}, known or {}) if number == self.parts.depth - 1 else ()
                 with only_at(last, scored):
                     hidden = self._layer(number, hidden)
         return self.read(hidden[scored.to(hidden.device)].unflatten(0, (copies, -1)))
@@ -110,19 +124,31 @@ class Replay:
         out = self.parts.layers[number](hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
-    def _read_by_logits_alone(self, edits: Mapping[nn.Module, Edit]) -> list[nn.Module]:
+    def _read_by_logits_alone(self, edits: Mapping[nn.Module, Edit], known: Mapping[nn.Module, Tensor]) -> list[nn.Module]:
         """Modules of the last layer whose output matters at scored positions alone, and of whose parts none is edited."""
         parts, layer = self.parts, self.parts.depth - 1
         queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
         found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(parts.row.mlp)]
         if isinstance(out := parts.mlp_out[layer], ExpertsOut) and out.watched:  # whoever looks there looks at all positions
             found.pop()
-        return [module for module in found if module in edits or not any(part in edits for part in module.modules())]
+        touched = {*edits, *known}
+        return [module for module in found if module in edits or not any(part in touched for part in module.modules())]
 
     def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         self.hidden.append(args[0] if args else kwargs.pop("hidden_states"))
         self._calls.append((args[1:], kwargs))
+        self.through.append({})
+        self._outputs: list[tuple[nn.Module, Tensor]] = []  # of norms of this layer's input
+
+    def _normed(self, module: nn.Module, args: tuple, out: Tensor) -> None:
+        if args[0] is self.hidden[-1]:
+            self._outputs.append((module, out))
+
+    def _projects(self, module: nn.Module, args: tuple) -> None:
+        for norm, out in self._outputs:
+            if args[0] is out:
+                self.through[-1][module] = norm
 
     def _tiled(self, value: Any, copies: int) -> Any:
         """Repeat what has one entry per sample (masks, positions, rotations); leave the rest to broadcasting."""

@@ -56,7 +56,7 @@ from attribution.models import load
 from attribution.samples import Batch, Encoded, Sample, batches, encode, read_samples, samples_from_text
 from attribution.updates.provenance import versions
 from attribution.worlds import planted
-from experiments.speed import interleaved
+from experiments.timing import interleaved
 
 TOGETHER = "head and neuron"
 GROUPS = {**{kind: (kind,) for kind in KINDS}, TOGETHER: ("head", "neuron")}

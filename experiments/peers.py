@@ -17,7 +17,7 @@ from typing import Any
 
 import nnsight
 import torch
-from captum.attr import LayerConductance, LayerGradientXActivation
+from captum.attr import LayerConductance, LayerFeatureAblation, LayerGradientXActivation
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -28,6 +28,8 @@ from attribution.metrics import Metric
 from attribution.models import Anatomy
 from attribution.samples import Batch
 
+Unit = tuple[str, int, int]  # kind, layer, index
+Ablation = Callable[[Batch, Sequence[Unit]], Tensor]  # fall of the metric, Float [unit, sample]
 Peer = Callable[[Sequence[Batch]], Tensor]  # first-order causes of heads and neurons, Float [unit, sample]
 
 
@@ -41,6 +43,23 @@ def first_order_by(index: Components, tokenizer: PreTrainedTokenizerBase, metric
         one = maker(Components(deepcopy(index.parts.model).requires_grad_(False)).parts, metric)
         found[name] = lambda batches, one=one: torch.cat([one(batch) for batch in batches], dim=1)
     return found
+
+
+def ablation_by(index: Components, tokenizer: PreTrainedTokenizerBase, metric: Metric) -> dict[str, Ablation]:
+    """Each component alone at zero, in a forward pass of its own, by each library that is installed, on copies of the model."""
+    makers = {"captum LayerFeatureAblation, three forwards each": _captum_ablation, "nnsight": _nnsight_ablation}
+    if find_spec("transformer_lens"):
+        makers["TransformerLens"] = partial(_transformer_lens_ablation, tokenizer=tokenizer)
+    return {
+        name: maker(Components(deepcopy(index.parts.model).requires_grad_(False)).parts, metric)
+        for name, maker in makers.items()
+    }
+
+
+def missing() -> dict[str, str]:
+    """Libraries that are not installed, and how to install them."""
+    without = 'not installed (`pip install "attribution[bench]"`)'
+    return {} if find_spec("transformer_lens") else {"TransformerLens": without}
 
 
 def conductance_by_captum(index: Components, batch: Batch, start: Tensor, metric: Metric, steps: int) -> Tensor:
@@ -116,18 +135,8 @@ def _nnsight(parts: Anatomy, metric: Metric) -> Callable[[Batch], Tensor]:
 
 
 def _transformer_lens(parts: Anatomy, metric: Metric, tokenizer: PreTrainedTokenizerBase) -> Callable[[Batch], Tensor]:
-    from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
-
-    logging.getLogger("transformer_lens").setLevel(logging.ERROR)
-    model = parts.model
-    with tempfile.TemporaryDirectory() as folder:  # it opens the tokenizer again from where it lies
-        tokenizer.save_pretrained(folder)
-        bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device=str(model.device)
-        )
-    bridge.requires_grad_(False).eval()
-    where = sites(parts)
-    names = {f"blocks.{s.layer}.{'attn.hook_z' if s.kind == 'head' else 'mlp.hook_post'}": s for s in where}
+    bridge, where = _bridge(parts.model, tokenizer), sites(parts)
+    names = {_hook_name(site): site for site in where}
 
     def run(batch: Batch) -> Tensor:
         seen: dict[Site, Tensor] = {}
@@ -141,5 +150,81 @@ def _transformer_lens(parts: Anatomy, metric: Metric, tokenizer: PreTrainedToken
         gradients = torch.autograd.grad(metric(logits[batch.scored], batch).sum(), [seen[site] for site in where])
         both = zip(where, gradients, strict=True)
         return by_unit(parts, {s: (seen[s].detach().flatten(2), g.flatten(2)) for s, g in both})
+
+    return run
+
+
+def _bridge(model: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
+
+    logging.getLogger("transformer_lens").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:  # it opens the tokenizer again from where it lies
+        tokenizer.save_pretrained(folder)
+        bridge = TransformerBridge.boot_transformers(
+            folder, hf_model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device=str(model.device)
+        )
+    return bridge.requires_grad_(False).eval()
+
+
+def _hook_name(site: Site) -> str:
+    return f"blocks.{site.layer}.{'attn.hook_z' if site.kind == 'head' else 'mlp.hook_post'}"
+
+
+def _captum_ablation(parts: Anatomy, metric: Metric) -> Ablation:
+    @torch.no_grad()
+    def run(batch: Batch, units: Sequence[Unit]) -> Tensor:
+        def score(ids: Tensor) -> Tensor:
+            return metric(parts.model(input_ids=ids, use_cache=False).logits[batch.scored], batch)
+
+        found = []
+        for kind, layer, index in units:  # one mask for all units of a layer would ablate all that is left as a unit too
+            site, width = Site(kind, layer), parts.head_dim if kind == "head" else 1
+            mask = torch.ones(1, 1, site.module(parts).in_features, dtype=torch.long, device=batch.ids.device)
+            mask[..., index * width : (index + 1) * width] = 0
+            tool = LayerFeatureAblation(score, site.module(parts))
+            effect = tool.attribute(batch.ids, layer_baselines=0, layer_mask=mask, attribute_to_layer_input=True)
+            found.append(effect[:, 0, index * width])
+        return torch.stack(found)
+
+    return run
+
+
+def _nnsight_ablation(parts: Anatomy, metric: Metric) -> Ablation:
+    wrapped: Any = nnsight.NNsight(parts.model)
+    paths = {module: path for path, module in parts.model.named_modules()}
+
+    @torch.no_grad()
+    def run(batch: Batch, units: Sequence[Unit]) -> Tensor:
+        scored = batch.scored
+        with wrapped.trace(input_ids=batch.ids, use_cache=False):
+            intact = nnsight.save(metric(wrapped.output.logits[scored], batch))
+        found = []
+        for kind, layer, index in units:
+            place, width = wrapped.get(paths[Site(kind, layer).module(parts)]), parts.head_dim if kind == "head" else 1
+            with wrapped.trace(input_ids=batch.ids, use_cache=False):
+                place.input[..., index * width : (index + 1) * width] = 0
+                after = nnsight.save(metric(wrapped.output.logits[scored], batch))
+            found.append(intact - after)
+        return torch.stack(found)
+
+    return run
+
+
+def _transformer_lens_ablation(parts: Anatomy, metric: Metric, tokenizer: PreTrainedTokenizerBase) -> Ablation:
+    bridge = _bridge(parts.model, tokenizer)
+
+    @torch.no_grad()
+    def run(batch: Batch, units: Sequence[Unit]) -> Tensor:
+        def out(value: Tensor, hook: Any, kind: str, index: int) -> Tensor:
+            heads = value.unflatten(-1, (-1, 1)) if kind == "neuron" else value
+            heads[..., index, :] = 0
+            return value
+
+        def score(hooks: list[Any]) -> Tensor:
+            return metric(bridge.run_with_hooks(batch.ids, return_type="logits", fwd_hooks=hooks)[batch.scored], batch)
+
+        intact = score([])
+        asked = [(_hook_name(Site(kind, layer)), partial(out, kind=kind, index=index)) for kind, layer, index in units]
+        return torch.stack([intact - score([each]) for each in asked])
 
     return run

@@ -12,7 +12,7 @@ from attribution.components import Components
 from attribution.metrics import METRICS
 from attribution.samples import Sample, collate, encode
 from attribution.worlds.build import word_tokenizer
-from experiments import accuracy, speed
+from experiments import accuracy, timing
 from experiments.accuracy import ABLATION, GROUPS, METHODS, Measured, Subject, agreement, interval, recall, spearman
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +143,7 @@ def test_rivals_are_sizes_and_norms(subject):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(speed, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(accuracy, "TURNS", 1)
     monkeypatch.setattr(accuracy, "DRAWS", 20)
     monkeypatch.setattr(accuracy, "METHODS", {name: METHODS[name] for name in (ABLATION, "gradient", "random")})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attribution.capture import Edit, Site, edited, scored_logits
 from attribution.causes.cost import size
+from attribution.causes.projected import Projected
 from attribution.causes.reference import Values, like
 from attribution.components import Components
 from attribution.metrics import Metric, kl
@@ -66,13 +67,14 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
     passes, most = 1.0, 0
     for (kind, layer), group in chosen.groupby(["kind", "layer"], sort=False):
         units, copies = group["index"].to_numpy(copy=True), _copies(replay, str(kind), int(layer))
+        after = Projected.of(replay, int(layer) + 1) if _adds(parts, str(kind)) else None
         for start in range(0, len(units), copies):
             where = group.index[start : start + copies]
             some = units[start : start + copies]
             if kind == "row":
                 found = without_rows(parts, replay.logits, some)
             else:
-                found, layers = _without(replay, Site(str(kind), int(layer)), some, values)
+                found, layers = _without(replay, Site(str(kind), int(layer)), some, values, after)
                 passes += len(some) * layers / parts.depth
             effect[where], divergence[where] = read(found)
             most = max(most, len(some) * (3 * size([replay.logits]) + (kind != "row") * 2 * size([replay.hidden[0]])))
@@ -148,21 +150,30 @@ def features(parts: Anatomy, site: Site, units: np.ndarray) -> Tensor:
     return (torch.as_tensor(units)[:, None] * width + torch.arange(width)).flatten()
 
 
-def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> tuple[Tensor, int]:
-    """Logits [unit, token, vocabulary] with each unit of one site ablated, and the number of layers run for each."""
+def _adds(parts: Anatomy, kind: str) -> bool:
+    """Whether what a component of this kind writes is added to the stream as it is, so that its own layer need not run."""
+    return kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts
+
+
+def _without(replay: Replay, site: Site, units: np.ndarray, values: Values, projected: Projected | None) -> tuple[Tensor, int]:
+    """Logits [unit, token, vocabulary] with each unit of one site ablated, and the number of layers run for each.
+
+    Args:
+        projected: of the next layer, where the units write a vector to the stream; None: its projections are run.
+    """
     parts, copies = replay.parts, len(units)
     activation = replay.activations[site]
     value = like(values[site], activation)
-    if site.kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts:
-        # What a neuron writes is added to the stream, so its own layer need not run again.
-        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
+    if _adds(parts, site.kind):
+        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T.contiguous()  # [unit, width]
         change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
         if site.layer == parts.depth - 1:
             scored = replay.scored.to(after.device)
             return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
-        change = change.permute(2, 0, 1)  # [unit, sample, position]
+        change = change.permute(2, 0, 1).contiguous()  # [unit, sample, position]
         hidden = after + change[..., None] * written[:, None, None]
-        return replay.run(hidden.flatten(0, 1), site.layer + 1), parts.depth - site.layer - 1
+        known = projected(change, written) if projected else None
+        return replay.run(hidden.flatten(0, 1), site.layer + 1, known=known), parts.depth - site.layer - 1
 
     own = torch.zeros(copies, activation.shape[-1], dtype=torch.bool)  # the features of each copy's unit
     own[torch.arange(copies)[:, None], features(parts, site, units).view(copies, -1)] = True

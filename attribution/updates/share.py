@@ -44,18 +44,32 @@ class Reading:
     sizes: Sizes | None = None
 
 
-def read(components: Components, batches: Sequence[Batch], metric: Metric, *, sized: bool = False) -> Reading:
+def read(
+    components: Components,
+    batches: Sequence[Batch],
+    metric: Metric,
+    *,
+    sized: bool = False,
+    see: Callable[[Use, Tensor], None] | None = None,
+) -> Reading:
     """Metric and gradient of the model as it is, dropout off, `.grad` untouched, tied weights parted by use.
 
     Args:
         components, batches, metric: what to read.
         sized: measure the sizes of activations and their gradients too.
+        see: is handed the gradient of each use for each batch as it is made, and none is kept: memory of one parameter.
     """
     total, gradients, logits = 0.0, {}, []
     sizes = Sizes(components) if sized else None
     wanted = sites(components.parts) if sized else []
     samples = sum(len(batch) for batch in batches)
-    with torch.enable_grad(), evaluating(components.parts.model), components.untied(), all_trainable(components):
+    with (
+        torch.enable_grad(),
+        evaluating(components.parts.model),
+        components.untied(),
+        all_trainable(components),
+        _handed(components, see),
+    ):
         for batch in batches:
             with tapped(components.parts, wanted, differentiable=True) as seen:
                 found = scored_logits(components.parts, batch)
@@ -65,7 +79,7 @@ def read(components: Components, batches: Sequence[Batch], metric: Metric, *, si
             if sizes:  # of each sample's own metric, not of the mean over samples
                 sizes.add_rows(rows.detach(), now.pop(_ROWS) * samples)
                 sizes.add(seen, {site: now.pop(site) * samples for site in seen}, batch.mask)
-            for name, gradient in now.items():
+            for name, gradient in now.items() if see is None else ():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
             total += mean.item()
             logits.append(found.detach())
@@ -211,11 +225,43 @@ class Path:
 def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, end: Node, passes: int = PASSES) -> Shares:
     """Update shares of one path on one probe set, from its two ends."""
 
+    components = path.components
+
     def between(s: float) -> Node:
+        sums: dict[str, Tensor] = {}
+
+        def see(use: Use, gradient: Tensor) -> None:
+            change = path.change(components.source[use.name])
+            if change is not None:
+                found = use.sums(gradient * change)
+                sums[use.name] = sums[use.name] + found if use.name in sums else found
+
         with path.at(s):
-            return path.node(s, read(path.components, batches, metric))
+            reading = read(components, batches, metric, see=see)
+        return Node(s, reading.metric, components.grouped(sums))
 
     return integrate(start, end, between, passes)
+
+
+@contextmanager
+def _handed(components: Components, see: Callable[[Use, Tensor], None] | None) -> Iterator[None]:
+    """Hand every gradient on as soon as it is made, and let zeros that take no memory stand for it."""
+
+    def arrives(use: Use) -> Callable[[Tensor], Tensor]:
+        def arrived(gradient: Tensor) -> Tensor:
+            assert see is not None
+            see(use, gradient)
+            return gradient.new_zeros(()).expand_as(gradient)
+
+        return arrived
+
+    uses = [use for use in components.uses if see is not None and use.parameter.requires_grad]
+    handles = [use.parameter.register_hook(arrives(use)) for use in uses]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from attribution.components import Components
 from attribution.metrics import log_odds
 from attribution.models import load
 from attribution.samples import batches, encode
+from attribution.updates import share
 from attribution.updates.graft import level, swapped
 from attribution.updates.share import FLOOR, TOLERANCE, Node, Path, integrate, read, shares
 
@@ -92,6 +93,31 @@ def test_shares_add_up_to_the_change(trained):
     assert result.change == pytest.approx(after.metric - before.metric)
     assert abs(result.change - result.share.sum().item()) <= TOLERANCE * abs(result.change) + FLOOR
     assert (result.share != 0).float().mean() > 0.9
+
+
+def test_between_the_ends_no_gradient_is_kept_and_shares_are_the_same(trained, monkeypatch):
+    components, start, found, before = trained
+    path, kept = Path(components, start), []
+    ends = path.node(0.0, before), path.node(1.0, read(components, found, log_odds))
+
+    def between(s: float) -> Node:
+        with path.at(s):
+            return path.node(s, read(components, found, log_odds))
+
+    def watched(*args, **given):
+        reading = read(*args, **given)
+        kept.append(reading.gradients)
+        return reading
+
+    monkeypatch.setattr(share, "TOLERANCE", 0.0)  # so that the path is refined
+    monkeypatch.setattr(share, "FLOOR", 0.0)
+    expected = integrate(*ends, between, passes=5)
+    monkeypatch.setattr(share, "read", watched)
+    result = shares(path, found, log_odds, *ends, passes=5)
+    assert kept == [{}] * 3 and len(found) > 1
+    assert expected.share.abs().max() > 1e-3
+    torch.testing.assert_close(result.share, expected.share, rtol=1e-4, atol=1e-6)
+    assert not any(use.parameter._backward_hooks for use in components.uses)
 
 
 def test_zeros_instead_of_gradients_break_the_sum_rule(trained):
