@@ -4,8 +4,16 @@ The command line prints that sentence to stderr and exits with 2; anything else 
 """
 
 
+def printable(text: str) -> str:
+    """Text from data on one line: a line break, or what else would move a terminal's cursor, becomes its escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class AttributionError(Exception):
-    """Base of every error a user can cause and mend."""
+    """Base of every error a user can cause and mend. It is told in one line, whatever stands in the values that it names."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ModelError(AttributionError):

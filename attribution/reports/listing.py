@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from attribution.errors import RunError
+from attribution.errors import RunError, printable
 from attribution.store import Run, find_runs, read_json, read_run
 
 
@@ -76,5 +76,4 @@ def _steps(run: Run) -> Any:
 
 
 def _safe(value: Any) -> str:
-    """Text from data: no control characters reach the terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
+    return printable(str(value))
