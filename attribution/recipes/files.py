@@ -59,5 +59,5 @@ def _loaded(file: Path, what: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is theirs to read
         del sys.modules[name]
-        raise ConfigError(f"{what} file {file} fails on import ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{what} file {file} fails on import ({type(error).__name__}: {error}); correct it") from error
     return module

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from attribution.errors import RunError, printable
-from attribution.store import Run, find_runs, read_json, read_run
+from attribution.store import Run, find_runs, read_run
+from attribution.store.shapes import told
 
 
 def listing(root: str | os.PathLike[str], *, every: bool = False) -> str:
@@ -45,12 +46,12 @@ def _study(run: Run) -> Path:
 def _headed(place: Path, runs: list[Run]) -> Iterator[str]:
     done = sum(run.status.get("state") == "finished" for run in runs)
     yield f"{place}: {done} of {len(runs)} runs finished"
-    findings = read_json(place / "findings.json") if (place / "findings.json").exists() else []
+    findings = told(place / "findings.json") if (place / "findings.json").exists() else []
     for found in findings:
         row = found["verdict"][0]
         note = f" ({row['note']})" if row.get("note") else ""
         yield f"  {_safe(found['claim']['id'])}: {_safe(row['verdict'])}{_safe(note)}"
-    for claim, reason in (read_json(place / "study.json").get("not_judged") or {}).items():
+    for claim, reason in (told(place / "study.json").get("not_judged") or {}).items():
         yield f"  {_safe(claim)}: not judged, {_safe(reason)}"
 
 

@@ -59,6 +59,8 @@ def changed(
 ) -> st.SearchStrategy[dict[str, Any]]:
     """The base with one or two keys of these, or an unknown one, set to anything, or left out."""
     some = st.dictionaries(st.sampled_from(keys) | TEXTS, values, min_size=1, max_size=2)
+    if not base:
+        return some
     without = st.sampled_from(sorted(base)).map(lambda gone: {key: value for key, value in base.items() if key != gone})
     return some.map(lambda changes: {**base, **changes}) | without
 

@@ -32,17 +32,17 @@ class Hang(BaseException):
     """Not an Exception: no handler of the package may take it for a refusal."""
 
 
-def feed(name: str, tier: str, check: Callable[..., Any], **strategies: Any) -> None:
+def feed(row: str, tier: str, check: Callable[..., Any], /, **strategies: Any) -> None:
     """Try the cases of one row of `CASES` in this tier."""
     long = tier == "long"
 
     def counted(**case: Any) -> None:
-        tried[name] += 1
+        tried[row] += 1
         with promptly(SECONDS):
             check(**case)
 
     run = settings(
-        max_examples=CASES[name] * (FACTOR if long else 1), derandomize=not long, database=None, deadline=None,
+        max_examples=CASES[row] * (FACTOR if long else 1), derandomize=not long, database=None, deadline=None,
         print_blob=True, report_multiple_bugs=long, suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if long else [])],
     )(given(**strategies)(counted))  # fmt: skip
