@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
@@ -64,9 +64,9 @@ class _Listed(TypedDict):
     model: str
     seed: int
     path: str
-    state: str
-    steps: int
-    seconds: float | None
+    state: NotRequired[str]
+    steps: NotRequired[int]
+    seconds: NotRequired[float | None]
 
 
 @_OPEN
@@ -94,7 +94,7 @@ class _Finding(TypedDict):
     verdict: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
-class _Line(TypedDict):
+class _Line(TypedDict, total=False):
     step: int
     sample: int
     prompt: str

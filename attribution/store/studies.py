@@ -78,7 +78,8 @@ class RecordedStudy:
         if not rows:  # tables alone, beside which study.json lists what they were made of
             for each in self.told.get("runs", []):
                 hashed = Path(each["path"]).parts[-2].rpartition("-")[2]
-                rows.append((each["model"], each["arm"], each["seed"], each["state"], each["steps"], each["seconds"], None,
+                rows.append((each["model"], each["arm"], each["seed"], each.get("state", "unknown"), each.get("steps", 0),
+                             each.get("seconds"), None,
                              hashed, each["path"]))  # fmt: skip
         return pd.DataFrame(rows, columns=list(STUDY_COLUMNS["runs"]))
 
