@@ -77,7 +77,7 @@ class RecordedStudy:
             ))  # fmt: skip
         if not rows:  # tables alone, beside which study.json lists what they were made of
             for each in self.told.get("runs", []):
-                hashed = Path(each["path"]).parts[-2].rpartition("-")[2]
+                hashed = Path(each["path"]).parent.name.rpartition("-")[2]
                 rows.append((each["model"], each["arm"], each["seed"], each.get("state", "unknown"), each.get("steps", 0),
                              each.get("seconds"), None,
                              hashed, each["path"]))  # fmt: skip
