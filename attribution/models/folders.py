@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
 
 from attribution.errors import ModelError
 from attribution.texts import content, parsed

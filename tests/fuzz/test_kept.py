@@ -158,9 +158,11 @@ def test_the_command_says_one_sentence_and_leaves_with_2(tmp_path, arguments):
 SMALL = st.sampled_from([-1, 0, 1, 2, 3, 10**6]) | NUMBERS
 SOME = st.lists(SMALL, max_size=2)
 ASKED = {
-    "metric": st.sampled_from(["log_odds", "logit_difference"]) | TEXTS, "reference": st.sampled_from(["zero", "mean", "resample"]),
+    "metric": st.sampled_from(["log_odds", "logit_difference"]) | TEXTS,
+    "reference": st.sampled_from(["zero", "mean", "resample"]),
     "milestones": SMALL | SOME, "steps": SMALL | SOME, "layers": SOME, "heads": st.lists(st.tuples(SMALL, SMALL), max_size=2),
-    "device": TEXTS | st.just("meta"), "model": TEXTS | st.just("planted"), "sets": TEXTS | st.just("model"), "share_passes": SMALL,
+    "device": TEXTS | st.just("meta"), "model": TEXTS | st.just("planted"), "sets": TEXTS | st.just("model"),
+    "share_passes": SMALL,
     "linear_grafts": SMALL, "completions": SMALL, "kinds": st.lists(st.sampled_from(["head", "row", "nothing"]), max_size=2),
     "sets_on": st.dictionaries(TEXTS, st.lists(TEXTS, max_size=1), max_size=1), "compared": TEXTS | st.just("planted"),
     "beside": st.lists(st.sampled_from(["mean", "base mean", "norms before training"]), max_size=1), "watched": st.lists(TEXTS),
