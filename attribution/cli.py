@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -132,7 +131,7 @@ def _discover(given: list[str]) -> None:
         from attribution.samples import ProbeSet
 
         quiet()
-        known = read_mechanisms(out) if Path(out).is_file() else {}
+        known = read_mechanisms(out) if os.path.isfile(out) else {}
         probe = ProbeSet.read(cue, name=name, counterfactuals=contrary)
         found = discover(
             *load(model), probe, reference=reference, metric=metric, resamples=resamples, keep=keep, seed=seed,
@@ -232,14 +231,13 @@ def _samples(given: list[str]) -> None:
         """
         from attribution.errors import DataError
         from attribution.samples import samples_from_text, write_samples
+        from attribution.texts import text as text_of
 
         try:
-            content = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"cannot read {text}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}; name a text file"
-            ) from None
-        found = samples_from_text(content, prompt_words=prompt_words, response_words=response_words, limit=limit)
+            given = text_of(text)
+        except OSError as error:
+            raise DataError(f"cannot read {text}: {error.strerror}; name a text file") from None
+        found = samples_from_text(given, prompt_words=prompt_words, response_words=response_words, limit=limit)
         print(f"{len(found)} samples in {write_samples(out, found)}")
 
     tyro.cli(samples, args=given, prog="attribution samples")

@@ -3,9 +3,20 @@
 The command line prints that sentence to stderr and exits with 2; anything else that escapes is a bug.
 """
 
+MOST = 2_000  # characters of a message, whose ends say which value it is about and what to do
+
+
+def printable(text: str) -> str:
+    """Text from data on one line: a line break, or what else would move a terminal's cursor, becomes its escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
 
 class AttributionError(Exception):
-    """Base of every error a user can cause and mend."""
+    """Base of every error a user can cause and mend. It is told in one line, whatever stands in the values that it names."""
+
+    def __str__(self) -> str:
+        said = printable(super().__str__())
+        return said if len(said) <= MOST else f"{said[: MOST // 2]} … {said[-MOST // 2 :]}"
 
 
 class ModelError(AttributionError):

@@ -19,6 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 
 from attribution.errors import DataError
+from attribution.texts import parsed, write_text
+from attribution.texts import text as text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,22 +96,21 @@ def read_samples(path: str | Path) -> list[Sample]:
         DataError: the file is missing or empty, or a line is not such an object (the line is named).
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"cannot read samples from {path}: {reason}; name a JSONL file") from None
+        text = text_of(path)
+    except OSError as error:
+        raise DataError(f"cannot read samples from {path}: {error.strerror}; name a JSONL file") from None
     samples = []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold U+2028 and the like
         if line.strip():
             try:
-                samples.append(Sample.model_validate(json.loads(line)))
+                samples.append(Sample.model_validate(parsed(line)))
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"])) or "line"
                 raise DataError(
                     f"{path}, line {number}: {where}: {first['msg'].lower()}; fields are {', '.join(Sample.model_fields)}"
                 ) from None
-            except (ValueError, RecursionError) as error:  # bad syntax, a number of 5,000 digits, 10,000 brackets
+            except ValueError as error:  # bad syntax, a number of 5,000 digits, 10,000 brackets
                 reason = getattr(error, "msg", None) or str(error)
                 raise DataError(f"{path}, line {number}: not JSON ({reason}); expected one object per line") from None
     if not samples:
@@ -122,8 +123,7 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> Path:
     lines = [json.dumps(sample.model_dump(exclude_defaults=True), ensure_ascii=False) for sample in samples]
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(path, "\n".join(lines) + "\n")
     except OSError as error:
         raise DataError(f"cannot write samples to {path}: {error.strerror}; choose a directory you can write to") from None
     return path

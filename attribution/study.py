@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from attribution.errors import ConfigError, RunError
 from attribution.launch import Job, Ticket, outcomes_in_slots
-from attribution.runs import RunConfig, digests, directory, first_error
+from attribution.recipes import Settings
+from attribution.runs import FolderName, RunConfig, Seed, digests, directory, first_error
 from attribution.runs.execute import tidy
 from attribution.runs.stopping import terminable
 from attribution.store import TRAINING, Run, is_finished, read_run, write_atomic, write_json
 from attribution.store.singles import singles
+from attribution.texts import content
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +34,7 @@ FRAMES = ("sets", "probes", "set_grafts", "group_grafts", "forecasts", "singles"
 ALWAYS = ("neutral", TRAINING)  # probe sets that every claim reads, by which arms are matched
 
 
-class Control(BaseModel):
+class Control(Settings):
     """Arms that are run on further models, which claims compare with and never average in.
 
     Attributes:
@@ -40,13 +42,11 @@ class Control(BaseModel):
         arms: names of arms of the study.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     models: tuple[str, ...]
     arms: tuple[str, ...]
 
 
-class Names(BaseModel):
+class Names(Settings):
     """What arms and probe sets of a study are called in one of its claims, by their names in the study.
 
     Attributes:
@@ -55,14 +55,12 @@ class Names(BaseModel):
         models: on which it rests; all of the study's if there are none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     arms: dict[str, str]
     probes: dict[str, str]
     models: tuple[str, ...] = ()
 
 
-class Study(BaseModel):
+class Study(Settings):
     """What a study runs.
 
     Attributes:
@@ -77,12 +75,10 @@ class Study(BaseModel):
         named: by claim, what its arms and probe sets are called there, where they have other names here.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    arms: dict[str, RunConfig] = Field(min_length=1)
+    name: FolderName = Field(min_length=1, pattern=r"^[\w.-]+$")
+    arms: dict[FolderName, RunConfig] = Field(min_length=1)
     models: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     controls: tuple[Control, ...] = ()
     first_seed: dict[str, dict[str, str]] = Field(default_factory=dict)
     on_model: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
@@ -93,7 +89,7 @@ class Study(BaseModel):
     def read(cls, path: str | os.PathLike[str]) -> Study:
         """Read a study from JSON. Raises ConfigError naming the first wrong key or value."""
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            return cls.model_validate_json(content(path))
         except OSError as error:
             raise ConfigError(
                 f"cannot read the study {path}: {error.strerror}; name a JSON file or an embedded study"
@@ -157,7 +153,10 @@ def jobs(study: Study, root: str | os.PathLike[str]) -> Iterator[Job]:
             changes = {"seed": seed, **({"model": model} if model else {}), **study.on_model.get(model or "", {}).get(arm, {})}
             if seed == study.seeds[0] and model in study.models:
                 changes |= study.first_seed.get(arm, {})
-            config = RunConfig.model_validate({**config.model_dump(), **changes})
+            try:
+                config = RunConfig.model_validate({**config.model_dump(), **changes})
+            except ValidationError as error:
+                raise ConfigError(f"arm {arm!r} on {model or config.model}: {first_error(error, RunConfig)}") from None
             yield Job(arm, config, directory(config, Path(root) / study.name, arm))
 
 

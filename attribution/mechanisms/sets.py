@@ -7,6 +7,7 @@ read it: {"A": [{"kind": "head", "layer": 0, "from": 0, "to": 2}, …]}, "to" ex
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 
 from attribution.components import Components
 from attribution.errors import DataError
+from attribution.texts import content, parsed, write_text
 
 Mechanisms = dict[str, pd.DataFrame]
 FILE = "mechanisms.json"  # beside the weights of a model whose mechanisms are known
@@ -28,9 +30,9 @@ def read_mechanisms(path: str | Path) -> Mechanisms:
     Raises:
         DataError: there is no such file, or it does not hold named lists of ranges.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    file = Path(path) / FILE if os.path.isdir(path) else Path(path)
     try:
-        return {str(name): _table(ranges) for name, ranges in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {str(name): _table(ranges) for name, ranges in parsed(content(file)).items()}
     except OSError as error:
         raise DataError(
             f"cannot read mechanisms from {file}: {error.strerror}; name a JSON file, or a model that has some"
@@ -47,8 +49,7 @@ def write_mechanisms(path: str | Path, mechanisms: Mapping[str, pd.DataFrame]) -
     file = Path(path)
     lines = [f"  {json.dumps(name)}: {json.dumps(_ranges(table))}" for name, table in mechanisms.items()]
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
     except OSError as error:
         raise DataError(f"cannot write mechanisms to {file}: {error.strerror}; choose a place you can write to") from None
     return file

@@ -12,13 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from attribution.errors import ConfigError, ModelError
+from attribution.errors import AttributionError, ConfigError, ModelError
 from attribution.models.anatomy import Anatomy, anatomy, output_weights, row_of
 from attribution.models.experts import ExpertsOut
+from attribution.models.folders import check_config, check_weights
 from attribution.models.identities import IDENTITY_TOLERANCE, check
 
 EMBEDDED = Path(__file__).parents[1] / "worlds" / "data"
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Loaded(NamedTuple):
@@ -45,18 +45,14 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"unknown dtype {dtype!r}; expected a torch dtype such as float32 or bfloat16")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=device).tolist()  # which the meta device refuses
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"device {device!r} cannot be used: {first_line(error)}; expected cpu, or cuda where there is one"
         ) from None
-    try:
-        source = locate(name)
-    except (OSError, RuntimeError) as error:  # a name too long for the file system, a home that is not there
-        raise ModelError(f"model {name!r} cannot be looked for: {first_line(error)}; name a folder or a hub id") from None
+    source = locate(name)
     config = configured(name, source)
-    if isinstance(source, Path):
-        _check_weights(source, allow_pickle)
+    check_weights(name, source, allow_pickle)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -78,8 +74,12 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", allow_pickle
     tokenizer = load_tokenizer(name)
     if model.dtype == torch.float64 and row_of(config.model_type).experts:
         model.set_experts_implementation("batched_mm")  # transformers' default kernel has no float64
-    model.to(device).eval()
-    check(model)
+    try:
+        check(model.to(device).eval())
+    except AttributionError:
+        raise
+    except Exception as error:  # values that only a pass through the model reveals
+        raise ModelError(f"model {name!r} cannot be run: {first_line(error)}; correct its config.json") from error
     return Loaded(model, tokenizer)
 
 
@@ -99,7 +99,14 @@ def embedded() -> list[str]:
 
 
 def locate(name: str) -> Path | str:
-    """Folder of an embedded or local model, or the hub id unchanged."""
+    """Folder of an embedded or local model, or the hub id unchanged. Raises ModelError: there is no such folder."""
+    try:
+        return _located(name)
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long for the file system, a home that is not there
+        raise ModelError(f"model {name!r} cannot be looked for: {first_line(error)}; name a folder or a hub id") from None
+
+
+def _located(name: str) -> Path | str:
     inside = EMBEDDED / name
     if not Path(name).is_absolute() and ".." not in Path(name).parts:
         if (inside / "config.json").is_file():
@@ -129,7 +136,10 @@ def configured(name: str, source: Path | str) -> Any:
         ModelError: it cannot be read, is of no causal language model, or of an unknown architecture.
     """
     try:
+        check_config(name, source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # an invalid value raises types of transformers' own
         raise ModelError(
             f"model {name!r} cannot be opened: {first_line(error)}; expected an embedded model "
@@ -146,22 +156,10 @@ def configured(name: str, source: Path | str) -> Any:
     return config
 
 
-def _check_weights(folder: Path, allow_pickle: bool) -> None:
-    if list(folder.glob("*.safetensors")):
-        return
-    pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
-    if not pickles:
-        raise ModelError(f"{folder} holds no weights; expected model.safetensors")
-    if not allow_pickle:
-        raise ModelError(
-            f"{folder} holds weights only as pickle ({pickles[0]}), which can run code when opened; convert it with "
-            "save_pretrained to safetensors, or pass allow_pickle=True (--allow-pickle) if you trust it"
-        )
-
-
 def first_line(error: Exception) -> str:
-    """What an error says first, or its type."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    """What an error says first, or its type; where its first line only announces what follows, the next one too."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(said[: 2 if said[0].endswith(":") else 1]).rstrip(".")[:500] if said else type(error).__name__
 
 
 __all__ = [

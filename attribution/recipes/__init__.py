@@ -9,14 +9,15 @@ Imports neither torch nor a trainer; a recipe's own file does so inside `build`.
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from attribution.errors import ConfigError
 from attribution.recipes.files import defined as defined
@@ -70,7 +71,35 @@ class Setting:
     progress: bool = False
 
 
-class Lora(BaseModel):
+class Settings(BaseModel):
+    """Settings as a config holds them: unknown ones are refused, and so are numbers that JSON or a seed cannot hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _sane(cls, given: Any, info: ValidationInfo) -> Any:
+        annotation = str(cls.model_fields[info.field_name or ""].annotation)
+        _check_numbers(given, truths="bool" in annotation or "Any" in annotation)
+        return given
+
+
+def _check_numbers(given: Any, truths: bool) -> None:
+    """Raise ValueError for a number that is none, however deep it stands; `truths`: whether true and false belong there."""
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    if isinstance(given, list | tuple):
+        for each in given:
+            _check_numbers(each, truths)
+    if isinstance(given, bool) and not truths:
+        raise ValueError("true and false are no numbers")
+    if isinstance(given, float) and not math.isfinite(given):
+        raise ValueError("expected a finite number")
+    if isinstance(given, int) and abs(given) >= 2**63:
+        raise ValueError("expected a number of at most 64 bits")
+
+
+class Lora(Settings):
     """Adapters of low rank on linear layers (Hu et al. 2021): W + alpha / rank * B A, with A and B trained.
 
     Attributes:
@@ -79,8 +108,6 @@ class Lora(BaseModel):
         dropout: inside the adapter, while training.
         targets: which linears carry one: names of modules, or "all-linear" for all but the unembedding.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(default=0, ge=0)
     alpha: float = Field(default=16.0, gt=0)
@@ -99,10 +126,8 @@ class Lora(BaseModel):
         )
 
 
-class Recipe(BaseModel, ABC):
+class Recipe(Settings, ABC):
     """A recipe's settings, in plain types; `build` makes the trainer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
     def boundary(self) -> int:
@@ -171,7 +196,12 @@ def recipe_named(name: str) -> type[Recipe]:
         return _checked(name, defined(name, "recipe"))
     for point in entry_points(group=GROUP):
         if point.name == name:
-            return _checked(name, point.load())
+            try:
+                return _checked(name, point.load())
+            except (ImportError, AttributeError) as error:
+                raise ConfigError(
+                    f"recipe {name!r} cannot be imported from {point.value} ({error}); install it anew"
+                ) from error
     raise ConfigError(f"unknown recipe {name!r}; expected {', '.join(sorted(names()))}, or path/to/file.py:Name")
 
 
@@ -182,5 +212,7 @@ def _imported(name: str, target: str) -> type[Recipe]:
 
 def _checked(name: str, recipe: Any) -> type[Recipe]:
     if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
-        raise ConfigError(f"recipe {name!r} is {recipe!r}; expected a subclass of attribution.recipes.Recipe")
+        raise ConfigError(f"recipe {name!r} is {str(recipe)[:80]}; expected a subclass of attribution.recipes.Recipe")
+    if lacks := sorted(recipe.__abstractmethods__):
+        raise ConfigError(f"recipe {name!r} has no method {lacks[0]!r}; define it")
     return recipe

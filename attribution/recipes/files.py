@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from attribution.errors import ConfigError
+from attribution.texts import content
 
 
 def defined(name: str, what: str) -> Any:
@@ -36,16 +38,16 @@ def named(settings: Any) -> list[str]:
     if isinstance(settings, list | tuple):
         return list(dict.fromkeys(file for value in settings for file in named(value)))
     found = re.fullmatch(r"(.+\.py):\w+", settings) if isinstance(settings, str) else None
-    return [found[1]] if found and Path(found[1]).is_file() else []
+    return [found[1]] if found and os.path.isfile(found[1]) else []
 
 
 def _loaded(file: Path, what: str) -> Any:
     """The file as a module: the same one as long as its content is the same, so that its classes are themselves again."""
     try:
-        content = file.read_bytes()
+        code = content(file)
     except OSError:
         raise ConfigError(f"there is no {what} file {file}; name it as path/to/file.py:name") from None
-    digest = hashlib.sha256(str(file.resolve()).encode() + b"\n" + content).hexdigest()[:12]
+    digest = hashlib.sha256(str(file.resolve()).encode() + b"\n" + code).hexdigest()[:12]
     name = f"attribution_{what}_{file.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
@@ -55,7 +57,7 @@ def _loaded(file: Path, what: str) -> Any:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where whoever reads a class's source looks for it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: whatever it raises is theirs to read
+    except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is theirs to read
         del sys.modules[name]
-        raise ConfigError(f"{what} file {file} fails on import ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{what} file {file} fails on import ({type(error).__name__}: {error}); correct it") from error
     return module

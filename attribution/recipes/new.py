@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
+import os
 import re
 from pathlib import Path
 
 from attribution.errors import ConfigError
+from attribution.texts import write_text
 
 _TEST = '''"""Tests of the recipe `{name}`: those that every recipe must pass, and what is particular to it.
 
@@ -48,19 +51,18 @@ def write_recipe(name: str, folder: str | Path = ".") -> tuple[Path, Path]:
         ConfigError: no name of a class, or one of the files is there already.
     """
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
-    if not re.fullmatch(r"[A-Za-z]\w*", name) or not words:
-        raise ConfigError(f"{name!r} cannot be the name of a recipe; expected letters, digits and _, a letter first")
     title = "".join(word[0].upper() + word[1:] for word in words)
+    if not re.fullmatch(r"[A-Za-z]\w*", name) or keyword.iskeyword(title) or len(name) > 100:
+        raise ConfigError(f"{name!r} cannot be the name of a recipe; expected letters, digits and _, a letter first")
     file = Path(folder) / ("_".join(words).lower() + ".py")
     test = file.with_name(f"test_{file.name}")
     for path in (file, test):
-        if path.exists():
+        if os.path.lexists(path):
             raise ConfigError(f"{path} is there already; remove it, or choose another name")
     text = Path(__file__).with_name("template.py").read_text(encoding="utf-8")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text.replace("class Template(", f"class {title}("), encoding="utf-8")
-        test.write_text(_TEST.format(name=title, file=file.name, test=test.name), encoding="utf-8")
+        write_text(file, text.replace("class Template(", f"class {title}("))
+        write_text(test, _TEST.format(name=title, file=file.name, test=test.name))
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error.strerror}; choose another folder") from error
     return file, test

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from attribution.errors import ConfigError
-from attribution.recipes import Lora, Recipe, Setting
+from attribution.recipes import Lora, Recipe, Setting, Settings
 
 
-class Intervention(BaseModel):
+class Intervention(Settings):
     """A named set of components that is switched off in some passes of a training, and in no others.
 
     Attributes:
@@ -24,8 +24,6 @@ class Intervention(BaseModel):
             gradient. The reference model of a KL penalty or a preference loss is always intact.
         reference: what ablated activations become: zero, or the mean over counterfactuals of the model before training.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     components: str = ""
     sampling: Literal["intact", "ablated"] = "intact"

@@ -55,7 +55,7 @@ def side(given: str | os.PathLike[str]) -> Side:
         ConfigError: several arms where one is to be named.
     """
     place, arm = Path(given), ""
-    if not place.exists() and ":" in str(given):
+    if not os.path.exists(place) and ":" in str(given):
         folder, _, arm = str(given).rpartition(":")
         place = Path(folder)
     if arm:

@@ -13,9 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from attribution.errors import RunError
+from attribution.errors import RunError, printable
 from attribution.launch.tickets import Ticket, tickets
-from attribution.store import find_runs, is_finished, read_json, read_run
+from attribution.store import find_runs, is_finished, read_run
+from attribution.store.shapes import told as told_in
 
 SILENT_SECONDS = 1800  # in which a run that is under way writes something, unless one step of it takes longer
 
@@ -92,12 +93,12 @@ def _note(path: Path, state: str, ticket: Ticket) -> str:
 def _headed(place: Path, rows: list[_Row]) -> Iterator[str]:
     done = sum(row.state == "finished" for row in rows)
     yield f"{place}: {done} of {len(rows)} runs finished"
-    findings = read_json(place / "findings.json") if (place / "findings.json").exists() else []
+    findings = told_in(place / "findings.json") if (place / "findings.json").exists() else []
     for found in findings:
         row = found["verdict"][0]
         note = f" ({row['note']})" if row.get("note") else ""
         yield f"  {_safe(found['claim']['id'])}: {_safe(row['verdict'])}{_safe(note)}"
-    for claim, reason in (read_json(place / "study.json").get("not_judged") or {}).items():
+    for claim, reason in (told_in(place / "study.json").get("not_judged") or {}).items():
         yield f"  {_safe(claim)}: not judged, {_safe(reason)}"
 
 
@@ -123,5 +124,4 @@ def _line(row: _Row) -> str:
 
 
 def _safe(value: Any) -> str:
-    """Text from data: no control characters reach the terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
+    return printable(str(value))

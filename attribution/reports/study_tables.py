@@ -23,8 +23,10 @@ from attribution.claims.matching import reading_name
 from attribution.claims.measured import PRIMARY
 from attribution.errors import RunError
 from attribution.reports.quantities import QUANTITIES, shown, signed
-from attribution.store import COLUMNS, TRAINING, read_json
+from attribution.store import COLUMNS, TRAINING
 from attribution.store.quantities import SHOWN
+from attribution.store.shapes import checked, told
+from attribution.store.shapes import place as directory
 
 FRAMES = ("probes", "sets", "set_grafts")
 SINGLES = ("totals", "courses", "tokens")  # of single components and of words, which the page alone draws
@@ -153,15 +155,15 @@ def read_study(path: str | os.PathLike[str]) -> Record:
     Raises:
         RunError: there is no study, or a file of it is damaged.
     """
-    place = Path(path)
+    place = directory(path)
     if not (place / "study.json").is_file():
         raise RunError(f"{place} holds no study (no study.json); `attribution study` runs one and names its directory")
-    found = read_json(place / "findings.json") if (place / "findings.json").exists() else []
+    found = told(place / "findings.json") if (place / "findings.json").exists() else []
     findings = [
         Finding(each["claim"], each["hash"], {key: rows for key, rows in each.items() if key not in ("claim", "hash")})
         for each in found
     ]
-    return Record(place, read_json(place / "study.json"), findings, {name: _frame(place, name) for name in (*FRAMES, *SINGLES)})
+    return Record(place, told(place / "study.json"), findings, {name: _frame(place, name) for name in (*FRAMES, *SINGLES)})
 
 
 def _frame(place: Path, name: str) -> pd.DataFrame:
@@ -169,7 +171,7 @@ def _frame(place: Path, name: str) -> pd.DataFrame:
     if not file.exists():
         return pd.DataFrame(columns=[*_KEY, *(SHOWN.get(name) or COLUMNS[name])])
     try:
-        frame = pd.read_parquet(file)
+        frame = checked(file, pd.read_parquet(file), _KEY)
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read ({error}); restore it or conclude the study again") from None
     words = [

@@ -5,21 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 
 from attribution.errors import ConfigError
-from attribution.recipes import Recipe, recipe_named
+from attribution.recipes import Recipe, Settings, recipe_named
 from attribution.recipes.files import named
 from attribution.recipes.sft import SFT
 from attribution.store import config_hash
+from attribution.texts import content
 
 _NOT_IN_THE_HASH = {"seed", "device", "inputs", "checkpoint_seconds"}
 _Kind = Literal["head", "neuron", "row"]
 
 
-class RunConfig(BaseModel):
+def _folder(name: str) -> str:
+    """A name that becomes a directory's: one, in the directory where it belongs, and no longer than file systems take."""
+    if name.strip() in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\") or len(name.encode()) > 200:
+        raise ValueError("expected a name of at most 200 bytes that can be a directory's, without / and \\")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as numpy takes them
+
+
+class RunConfig(Settings):
     """What one run does. Written into the run directory, from which it can be replayed.
 
     Attributes:
@@ -69,8 +81,6 @@ class RunConfig(BaseModel):
             checked when it is replayed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model: str = "planted"
     recipe: str = "sft"
     training: SerializeAsAny[Recipe] = Field(default_factory=SFT)
@@ -98,7 +108,7 @@ class RunConfig(BaseModel):
     batch_after: bool | None = None
     completions: int | None = Field(default=None, ge=0)
     share_passes: int = Field(default=9, ge=0)
-    seed: int = 0
+    seed: Seed = 0
     device: str = "cpu"
     allow_pickle: bool = False
     forecast: bool = False
@@ -126,7 +136,7 @@ class RunConfig(BaseModel):
             ConfigError: it is not JSON, or holds an unknown key or a wrong value.
         """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            return cls.model_validate_json(content(path))
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}; name a config.json") from None
         except ValidationError as error:
@@ -146,12 +156,27 @@ def first_error(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {where!r}; expected {', '.join(model.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing; expected a value"
-    return f"{where}: {first['msg']} (got {str(first['input'])[:80]!r})"
+    if first["type"] == "json_invalid":
+        return (
+            f"it holds no JSON ({first['msg'].removeprefix('Invalid JSON: ')}); write {model.__name__} as an object in braces"
+        )
+    return f"{where}: {first['msg']} (got {_short(first['input'])!r})"
+
+
+def _short(value: Any) -> str:
+    try:
+        return str(value)[:80]
+    except ValueError:  # Python writes no number this long
+        return "a number of thousands of digits"
 
 
 def directory(config: RunConfig, root: str | os.PathLike[str], arm: str | None = None) -> Path:
-    """Where a run belongs below a study's root: <arm>-<hash8>/seed-<s>."""
+    """Where a run belongs below a study's root: <arm>-<hash8>/seed-<s>. Raises ConfigError: an arm that names no directory."""
     name = arm or Path(config.recipe.rpartition(":")[2]).stem
+    try:
+        _folder(name)
+    except ValueError as error:
+        raise ConfigError(f"arm {name!r} cannot be a directory: {error}") from None
     return Path(root) / f"{name}-{config.hash}" / f"seed-{config.seed}"
 
 
@@ -167,7 +192,7 @@ def digests(config: RunConfig) -> dict[str, str]:
         *named([config.recipe, config.training.model_dump(mode="json")]),
     ):
         try:
-            found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+            found[name] = hashlib.sha256(content(name)).hexdigest()
         except OSError:
             continue  # reading it as samples says what is wrong
         if config.inputs.get(name, found[name]) != found[name]:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from attribution.errors import RunError
+from attribution.texts import content, parsed
 
 try:
     import fcntl
@@ -83,7 +84,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON. Raises RunError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return parsed(content(path))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {path.parent} is not a run directory, or not a whole one") from None
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import pandas as pd
 from attribution.errors import RunError
 from attribution.store.checksums import damaged
 from attribution.store.columns import COLUMNS, FORMAT, SAMPLES
-from attribution.store.files import read_json
+from attribution.store.shapes import checked, place, shaped, told
 from attribution.store.writer import LINES, is_finished
+from attribution.texts import content, parsed
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json")
+        return told(self.path / "config.json")
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        return read_json(self.path / "meta.json")
+        return told(self.path / "meta.json")
 
     @cached_property
     def status(self) -> dict[str, Any]:
-        return read_json(self.path / "status.json")
+        return told(self.path / "status.json")
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
         """The result, or None while the run is not finished."""
-        return read_json(self.path / "result.json") if is_finished(self.path) else None
+        return told(self.path / "result.json") if is_finished(self.path) else None
 
     @cached_property
     def vocabulary(self) -> list[str]:
         """Word of every unembedding row; empty when the recorder was given no tokenizer."""
         path = self.path / "vocabulary.json"
-        return read_json(path) if path.exists() else []
+        return told(path) if path.exists() else []
 
     def read(self, name: str, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
         """Some columns and rows of a frame, without reading the rest: a record may be larger than memory.
@@ -81,12 +81,12 @@ class Run:
         if LINES in self._checksums and (wrong := damaged(self.path, {LINES: self._checksums[LINES]})):
             raise RunError(f"{wrong}; restore it from a copy, or move {self.path} away and run it again")
         # what follows the last line break is a line that a killed process was writing
-        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         try:
-            rows = [json.loads(line) for line in whole.split(b"\n") if line]
-        except ValueError as error:
+            whole = content(path).rpartition(b"\n")[0] if path.exists() else b""
+            rows = [parsed(line) for line in whole.split(b"\n") if line]
+        except (OSError, ValueError) as error:
             raise RunError(f"{path} cannot be read ({error}); restore it or run again") from None
-        return pd.DataFrame(rows, columns=list(SAMPLES))
+        return pd.DataFrame(shaped(path, rows), columns=list(SAMPLES))
 
     @cached_property
     def probes(self) -> pd.DataFrame:
@@ -157,7 +157,8 @@ class Run:
         files = sorted((self.path / f"{name}.parquet").glob("part-*.parquet"))
         if not files:
             return pd.DataFrame(columns=columns or list(COLUMNS[name]))
-        parts = [self._part(file, columns=columns, **how) for file in files]
+        wanted = columns or COLUMNS[name]
+        parts = [checked(file, self._part(file, columns=columns, **how), wanted) for file in files]
         for column in parts[0].select_dtypes("category"):  # one dtype, however the rows were split into parts
             words = sorted(set().union(*(part[column].cat.categories for part in parts)))
             for part in parts:
@@ -186,7 +187,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: there is no run, or it was written by a newer version of this package.
     """
-    run = Run(Path(path))
+    run = Run(place(path))
     if not (run.path / "config.json").is_file():
         raise RunError(f"{run.path} holds no run (no config.json); `attribution ls` lists the runs below a directory")
     if (run.path / "meta.json").exists() and run.meta.get("format", FORMAT) > FORMAT:
@@ -198,5 +199,5 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
 def find_runs(root: str | os.PathLike[str]) -> list[Path]:
     """Every run directory at or below `root`, sorted by path; records that were moved aside are left out."""
-    found = (path.parent for path in Path(root).glob("**/config.json") if (path.parent / "status.json").exists())
+    found = (path.parent for path in place(root).glob("**/config.json") if (path.parent / "status.json").exists())
     return sorted(path for path in found if ".interrupted-" not in path.name)

@@ -16,9 +16,9 @@ import pandas as pd
 
 from attribution.errors import RunError
 from attribution.store.columns import COLUMNS, SAMPLES
-from attribution.store.files import read_json
 from attribution.store.quantities import SHOWN
 from attribution.store.reader import Run, find_runs, read_run
+from attribution.store.shapes import place, told
 
 KEY = {
     "model": "as the config names it",
@@ -62,7 +62,7 @@ class RecordedStudy:
     def told(self) -> dict[str, Any]:
         """What study.json says: name, arms, models, seeds, runs, versions; empty while nothing is concluded."""
         file = self.path / "study.json"
-        return read_json(file) if file.exists() else {}
+        return told(file) if file.exists() else {}
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -77,8 +77,9 @@ class RecordedStudy:
             ))  # fmt: skip
         if not rows:  # tables alone, beside which study.json lists what they were made of
             for each in self.told.get("runs", []):
-                hashed = Path(each["path"]).parts[-2].rpartition("-")[2]
-                rows.append((each["model"], each["arm"], each["seed"], each["state"], each["steps"], each["seconds"], None,
+                hashed = Path(each["path"]).parent.name.rpartition("-")[2]
+                rows.append((each["model"], each["arm"], each["seed"], each.get("state", "unknown"), each.get("steps", 0),
+                             each.get("seconds"), None,
                              hashed, each["path"]))  # fmt: skip
         return pd.DataFrame(rows, columns=list(STUDY_COLUMNS["runs"]))
 
@@ -86,7 +87,7 @@ class RecordedStudy:
     def claims(self) -> pd.DataFrame:
         """One row per claim that was judged; empty while nothing is concluded."""
         file = self.path / "findings.json"
-        findings = read_json(file) if file.exists() else []
+        findings = told(file) if file.exists() else []
         rows = [{"hash": found["hash"], **found["verdict"][0]} for found in findings]
         return pd.DataFrame(rows).reindex(columns=list(STUDY_COLUMNS["claims"]))
 
@@ -186,7 +187,7 @@ def read_study(path: str | os.PathLike[str]) -> RecordedStudy:
     Raises:
         RunError: there is neither.
     """
-    study = RecordedStudy(Path(path))
+    study = RecordedStudy(place(path))
     if not (study.path / "study.json").exists() and not find_runs(study.path):
         raise RunError(
             f"{study.path} holds no study: neither runs nor study.json; `attribution ls` lists runs below a directory"

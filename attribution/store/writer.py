@@ -24,12 +24,12 @@ from attribution.store.files import (
     append,
     locked,
     plain,
-    read_json,
     remove_temporary,
     unwritable,
     write_atomic,
     write_json,
 )
+from attribution.store.shapes import place, told
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -230,6 +230,7 @@ def claim(path: Path, config: Mapping[str, Any], lock: IO[str] | None = None) ->
     Raises:
         RunError: the directory holds another config, a finished run, or something that is not a run.
     """
+    place(path)
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; name a directory for the run")
     if not path.exists() or all(TEMPORARY in entry.name or entry.name == LOCK for entry in path.iterdir()):
@@ -251,7 +252,7 @@ def claim(path: Path, config: Mapping[str, Any], lock: IO[str] | None = None) ->
 def _check_unfinished(path: Path, config: Mapping[str, Any]) -> None:
     if not (path / "config.json").exists():
         raise RunError(f"{path} is not empty and holds no run; name a new directory")
-    found = read_json(path / "config.json")
+    found = told(path / "config.json")
     wanted = json.loads(json.dumps(config, default=plain))
     if found != wanted:
         keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
@@ -262,7 +263,7 @@ def _check_unfinished(path: Path, config: Mapping[str, Any]) -> None:
 
 def is_finished(path: str | os.PathLike[str]) -> bool:
     """Whether the completion marker is there."""
-    return (Path(path) / "result.json").is_file()
+    return (place(path) / "result.json").is_file()
 
 
 def _joined(pieces: list[pd.DataFrame | Mapping[str, Any]]) -> pd.DataFrame:
