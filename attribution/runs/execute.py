@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,7 @@ def run(
         again = f", again from {checkpoint.name}" if checkpoint else ""
         stage(f"training with {config.recipe}, and recording on {len(given.probes)} probe sets{again}")
         result, tuned = stages.train(given, writer, checkpoint)
+        gc.collect()  # trainers hold themselves in circles, and with them the optimizer and the recorder's copies
         stages.read_words(given, writer, "after", tuned)
         stage("grafting")
         result |= stages.graft(given, writer, tuned)

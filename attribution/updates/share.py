@@ -65,7 +65,8 @@ def read(components: Components, batches: Sequence[Batch], metric: Metric, *, si
             if sizes:  # of each sample's own metric, not of the mean over samples
                 sizes.add_rows(rows.detach(), now.pop(_ROWS) * samples)
                 sizes.add(seen, {site: now.pop(site) * samples for site in seen}, batch.mask)
-            for name, gradient in now.items():
+            for name in [*now]:  # taken out one by one: held on to, they would be a model's worth beside the next batch's
+                gradient = now.pop(name)
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
             total += mean.item()
             logits.append(found.detach())
