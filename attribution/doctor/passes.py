@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from attribution.components import Components
 from attribution.doctor.opening import shaped
 from attribution.metrics import log_odds
 from attribution.models import Anatomy, anatomy
+from attribution.samples import Batch
 from attribution.updates.sizes import Sizes
 
 PART = (2, 4)  # layers: of a deeper model these depths are run, since all that is counted grows evenly with every layer
@@ -197,7 +198,7 @@ class Shapes:
         with self._fake, components.untied(), _counted(components.parts, []) as seen:
             with tapped(components.parts, sites(components.parts), differentiable=True) as taps:
                 logits = _logits(components.parts, samples, length, response)
-            total = log_odds(logits, _Responses(samples, response)).sum() / samples
+            total = log_odds(logits, _responses(samples, response)).sum() / samples
             seen.middle()
             if parameters:
                 gradients = components.gradients(total, {**taps, "logits": logits})
@@ -223,7 +224,7 @@ class Shapes:
         with self._fake, _counted(parts, []) as seen:
             with streamed(parts, {0: lambda hidden: start.append(hidden) or hidden}):
                 logits = _logits(parts, copies, length, response)
-            total = log_odds(logits, _Responses(copies, response)).sum()
+            total = log_odds(logits, _responses(copies, response)).sum()
             del logits
             seen.middle()
             torch.autograd.grad(total, start)
@@ -231,7 +232,7 @@ class Shapes:
 
     def _quiet(self, model: Any, samples: int, length: int, response: int) -> Pass:
         with self._fake, torch.no_grad(), _counted(parts := anatomy(model), []) as seen:
-            log_odds(_logits(parts, samples, length, response), _Responses(samples, response))
+            log_odds(_logits(parts, samples, length, response), _responses(samples, response))
             seen.middle()
         return seen.result()
 
@@ -261,6 +262,10 @@ class _Responses:
 
     def __len__(self) -> int:
         return self._samples
+
+
+def _responses(samples: int, response: int) -> Batch:
+    return cast(Batch, _Responses(samples, response))
 
 
 def _logits(parts: Anatomy, samples: int, length: int, response: int) -> Tensor:
