@@ -30,7 +30,14 @@ import torch
 import tyro
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from attribution.doctor import Plan, examine
+from attribution.components import Components
+from attribution.doctor import Plan
+from attribution.doctor.disk import disk
+from attribution.doctor.memory import footprint
+from attribution.doctor.opening import opened
+from attribution.doctor.passes import Shapes
+from attribution.doctor.seconds import machine, seconds, timed
+from attribution.doctor.structure import structure
 from attribution.runs import RunConfig, run, stages
 from attribution.samples import Sample, write_samples
 from attribution.store import read_run
@@ -101,10 +108,12 @@ def main(model: tuple[str, ...] = tuple(SUBJECTS), out: Path = Path("results/mem
         model: names of sizes.
         out: file to write.
     """
-    text = page({name: both(name) for name in model})
+    found = {}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
-    print(text, out, sep="\n")
+    for name in model:
+        found[name] = both(name)
+        out.write_text(page(found), encoding="utf-8")
+    print(out.read_text(encoding="utf-8"), out, sep="\n")
 
 
 def both(name: str) -> dict[str, Any]:
@@ -225,17 +234,17 @@ def _status(name: str) -> float:
 
 
 def measured(subject: Subject, counted: bool) -> dict[str, Any]:
-    """One run of a subject after a tiny one that opens all libraries: what was predicted, and bytes and seconds by part."""
+    """One run of a subject: bytes and seconds by part; where they are of the process, what was predicted, too."""
+    predicted = {}
     with TemporaryDirectory() as place:
-        tiny = {**SMALL, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
-        once = replace(subject, sizes=tiny, plan=replace(subject.plan, probe_samples=2, samples=8, batch_size=4))
-        _go(written(once, Path(place) / "tiny"), Path(place) / "tiny", Parts(lambda: 0.0))
-        gc.collect()
         folder = Path(place) / "own"
         config = written(subject, folder)
-        predicted = doctored(subject, str(folder / "model"))
-        gc.collect()
         if not counted:
+            tiny = {**SMALL, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+            once = replace(subject, sizes=tiny, plan=replace(subject.plan, probe_samples=2, samples=8, batch_size=4))
+            _go(written(once, Path(place) / "tiny"), Path(place) / "tiny", Parts(lambda: 0.0))  # opens all libraries
+            predicted = doctored(subject, str(folder / "model"))
+            gc.collect()
             resident = Resident()
             resident.peak()
             parts = Parts(resident.peak)
@@ -287,12 +296,16 @@ def written(subject: Subject, folder: Path) -> RunConfig:
 
 def doctored(subject: Subject, model: str) -> dict[str, Any]:
     """What the doctor says: bytes and seconds by part, from shapes, on this machine."""
-    found = examine(model, subject.plan)
-    memory = found.cost.memory
+    plan, given = subject.plan, opened(model)
+    components, shapes = Components(given.model), Shapes(given.model.config, "float32")
+    found = structure(components)
+    here = timed(machine("float32", "cpu", None, None), given, plan, shapes)
+    ablated = disk(components, plan, found.small, 1.0).ablated
     return {
-        "parameters": found.structure.parameters, "weights": found.structure.bytes, "held": memory.held,
-        "peaks": memory.peaks, "seconds": found.cost.seconds, "readings": subject.plan.probes * (subject.plan.max_steps + 1),
-    }  # fmt: skip
+        "peaks": footprint(found, plan, shapes, "cpu").peaks,
+        "seconds": seconds(found, plan, shapes, here, ablated),
+        "readings": plan.probes * (plan.max_steps + 1),
+    }
 
 
 # The page
@@ -314,7 +327,7 @@ def _bytes(found: Mapping[str, Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, both in found.items():
-        predicted, counted, resident = both["counted"]["predicted"]["peaks"], both["counted"]["bytes"], both["plain"]["bytes"]
+        predicted, counted, resident = both["plain"]["predicted"]["peaks"], both["counted"]["bytes"], both["plain"]["bytes"]
         rows = {part: (predicted[part], counted[part], resident[part]) for part in predicted if part in counted}
         rows["**peak**"] = (max(predicted.values()), max(counted.values()), max(resident.values()))
         for part, (told, alive, process) in rows.items():

@@ -141,7 +141,7 @@ def examine(
         if key not in wrote:
             step = here.seconds(shapes.training(plan.batch_size, plan.length))
             wrote[key] = disk(components, of, found.small, step)
-        parts = seconds(found, of, shapes, here, wrote[key].ablated)
+        parts = seconds(found, of, shapes, here, wrote[key].ablated, device)
         return Cost(footprint(found, of, shapes, device), parts, wrote[key])
 
     def over(of: Plan, whole: Memory) -> dict[int, float]:

@@ -54,7 +54,7 @@ def _held(found: Structure, plan: Plan) -> dict[str, float]:
     wide, logits = wide_of(found), found.rows * plan.response * _of_a_logit(found)
     trained = plan.lora * found.sides * wide if plan.lora else found.bytes
     moving = _moving(found, plan)  # what the recorder copies: effective weights
-    held = {
+    held: dict[str, float] = {
         "weights": found.bytes,
         "gradients": trained,
         "AdamW": 2 * trained,
@@ -74,7 +74,7 @@ def _in_training(
     tied = found.rows * found.width * wide * found.tied
     effective = found.adapted * max(wide, 4) if plan.lora else 0  # gradient in them
     largest = found.largest * max(wide, 4)
-    step = training(plan, shapes, device)
+    step = trained_pass(plan, shapes, device)
     accumulating = plan.accumulation > 1
     before = whole - (0 if accumulating else gradients)
     yield "forward and backward", before + max(step.early, step.late + effective) + tied
@@ -118,7 +118,7 @@ def _beside_training(found: Structure, plan: Plan, shapes: Shapes, device: str) 
     yield "grafts", 2 * found.bytes + twin + adapters + 2 * tied + swapped + forward
 
 
-def training(plan: Plan, shapes: Shapes, device: str, *, accumulating: bool | None = None) -> Pass:
+def trained_pass(plan: Plan, shapes: Shapes, device: str, *, accumulating: bool | None = None) -> Pass:
     """A pass of the plan's training; kernels of a GPU score the tokens of responses alone."""
     return shapes.trained(
         plan.batch_size, plan.length, plan.response if device != "cpu" else plan.length - 1, lora=plan.lora,

@@ -129,7 +129,7 @@ def _fitting(found: Diagnosis) -> Iterator[str]:
 def _sharded(found: Diagnosis) -> Iterator[str]:
     asked, fitted, room = found.sharded, found.sharded_fitted, found.room
     chosen = bool(found.chosen)
-    rows = [("GPUs", "as asked for", *(["with the choices above"] if chosen else []))]
+    rows: list[tuple[str, ...]] = [("GPUs", "as asked for", *(["with the choices above"] if chosen else []))]
     for shards in sorted({*asked, *(fitted if chosen else ())}):
         told = [_on_each(each.get(shards), room) for each in ([asked, fitted] if chosen else [asked])]
         rows.append((str(shards), *told))

@@ -1,6 +1,6 @@
 """How long a study takes: counted passes over the speed of a machine, corrected by a pass that was timed where there is one.
 
-Knows machines and the recorder's passes; knows nothing about memory.
+Knows machines and the recorder's passes; knows nothing about what they hold.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from statistics import median
 import torch
 
 from attribution.causes import BATCH_SIZE
+from attribution.doctor.memory import trained_pass
 from attribution.doctor.opening import Opened
 from attribution.doctor.passes import Pass, Shapes
 from attribution.doctor.plan import Plan
@@ -83,7 +84,9 @@ def timed(here: Machine, given: Opened, plan: Plan, shapes: Shapes) -> Machine:
     return replace(here, correction=median(_seconds(once, model.device.type)) / expected)
 
 
-def seconds(found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated: Mapping[str, int]) -> dict[str, float]:
+def seconds(
+    found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated: Mapping[str, int], device: str = "cpu"
+) -> dict[str, float]:
     """Seconds of every part of a run. Shares that need refining take more: up to `share_passes` - 2 readings in such a step.
 
     Args:
@@ -92,8 +95,9 @@ def seconds(found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated
         shapes: of the same model.
         here: where it runs.
         ablated: components ablated one at a time at both ends, by kind.
+        device: cpu or cuda.
     """
-    step = shapes.trained(plan.batch_size, plan.length, plan.length - 1, lora=plan.lora, checkpointing=plan.checkpointing)
+    step = trained_pass(plan, shapes, device)
     trained = plan.lora * found.sides * 4 if plan.lora else found.bytes
     training = plan.max_steps * (plan.accumulation * here.seconds(step) + OPTIMIZER * trained / here.traffic)
     effective = 2 * plan.tokens * found.adapted / here.flops if plan.lora else 0.0  # gradients of effective weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from attribution.causes import BATCH_SIZE
-from attribution.doctor.memory import Memory, replayed, training, wide_of
+from attribution.doctor.memory import Memory, replayed, trained_pass, wide_of
 from attribution.doctor.passes import Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.structure import Structure
@@ -39,7 +39,7 @@ def _peaks(found: Structure, plan: Plan, shapes: Shapes, device: str, whole: Mem
     gathered, copied = root + 2 * layer, whole.held["recorder: weights before the step"] / shards
     trained = whole.held["gradients"] / shards
     effective = found.adapted * max(wide, 4) / shards if plan.lora else 0.0
-    step = training(plan, shapes, device, accumulating=True)  # no gradient of the whole model is ever there
+    step = trained_pass(plan, shapes, device, accumulating=True)  # no gradient of the whole model is ever there
     yield held + step.peak + effective + gathered + layer
     yield held + 2 * effective + (trained if device != "cpu" else 0.0) + layer
     if not plan.probes:
