@@ -15,7 +15,11 @@ from attribution.doctor.opening import opened
 from attribution.doctor.passes import Shapes
 from attribution.doctor.shards import NUMBERS, UNASKED, per_gpu, spread
 from attribution.doctor.structure import structure
+from attribution.metrics import log_odds
+from attribution.samples import Encoded, collate
+from attribution.updates.share import read
 from experiments import memory
+from experiments.speed import LiveBytes
 
 GIB = 2**30
 LARGE = {  # as they are published: Llama 2 7B, Qwen2.5 7B and Llama 3 70B
@@ -77,6 +81,19 @@ def test_a_page_shows_what_is_off_and_leaves_out_grafts_that_were_fewer():
     assert "| 0.7 M | grafts | 2.0 | 1.0 | 2.00 ✗ |" in text and "| 0.7 M | grafts | 2.00 | 4.00 | 0.50 |" in text
     assert "| 25 M | reading of a probe set | 1.00 | 2.00 | 0.50 |" in text and "| 25 M | grafts | 2.00 |" not in text
     assert "is 0.50 [0.50, 0.50]" in text
+
+
+def test_a_reading_holds_two_gradients_at_most_however_many_batches(tiny):
+    components = Components(tiny("llama"))
+    batch = collate([Encoded(ids=(1, 2, 3), start=1, weight=1.0, contrasts=())])
+    weights = sum(parameter.nbytes for parameter in components.stored.values())
+
+    def most(batches):
+        with LiveBytes() as live:
+            read(components, [batch] * batches, log_odds)
+        return live.peak
+
+    assert most(2) - most(1) > 0.9 * weights > 0.1 * weights > most(4) - most(2)
 
 
 # Of models that are never loaded
