@@ -131,7 +131,9 @@ def replayed(found: Structure, plan: Plan, samples: int, device: str) -> float:
     tokens, logits = samples * plan.length, samples * plan.response * found.rows
     intact = (found.layers + 1) * found.width + found.layers * (found.heads * found.head_dim + found.neurons)
     at_once = TOKENS_ON_CPU if device == "cpu" else TOKENS_AT_ONCE
-    copies = max(1, min(at_once // tokens, LOGITS_AT_ONCE // logits))
+    one_by_one = plan.singles == "all" and "neuron" in plan.kinds
+    units = max(found.heads, found.neurons) if one_by_one else found.heads  # of one layer and kind, which run together
+    copies = max(1, min(at_once // tokens, LOGITS_AT_ONCE // logits, units))
     copied = 4 * found.width + 3 * found.neurons
     wide = wide_of(found)
     return wide * tokens * (intact + copies * copied) + _of_a_logit(found) * logits * (1 + 3 * copies)
