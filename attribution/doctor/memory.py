@@ -135,8 +135,9 @@ def replayed(found: Structure, plan: Plan, samples: int, device: str) -> float:
     units = max(found.heads, found.neurons) if one_by_one else found.heads  # of one layer and kind, which run together
     copies = max(1, min(at_once // tokens, LOGITS_AT_ONCE // logits, units))
     copied = 4 * found.width + 3 * found.neurons
-    wide = wide_of(found)
-    return wide * tokens * (intact + copies * copied) + _of_a_logit(found) * logits * (1 + 3 * copies)
+    wide, vocabulary = wide_of(found), _of_a_logit(found) * logits
+    # first the layers of the copies, then their logits: as they are, the intact ones beside them, and five of the KL
+    return wide * tokens * intact + vocabulary + copies * max(wide * tokens * copied, 7 * vocabulary)
 
 
 def wide_of(found: Structure) -> int:
