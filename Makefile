@@ -60,6 +60,7 @@ results: $(CORE)  ## run the reference studies and write results/; finished runs
 	$(BIN)/python -m experiments.ledger
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.pages
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.accuracy
 
 located: $(CORE)  ## build 18 more bases and run the crossover on them (hours); what is finished is kept

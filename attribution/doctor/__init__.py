@@ -20,6 +20,7 @@ from attribution.doctor.opening import opened
 from attribution.doctor.passes import Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.seconds import Machine, machine, seconds, timed
+from attribution.doctor.shards import per_gpu, spread
 from attribution.doctor.structure import Structure, not_measured, structure
 from attribution.errors import ConfigError
 from attribution.updates.selection import Selection
@@ -55,6 +56,7 @@ class Diagnosis:
         instead: what other choices cost, each made alone.
         room: bytes of memory there are; None: not said.
         chosen, fitted: with which choices the plan fits the room, and what it then costs.
+        sharded, sharded_fitted: bytes on each of several GPUs, by their number, as asked for and with those choices: estimates.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Diagnosis:
     room: float | None
     chosen: list[Choice]
     fitted: Cost
+    sharded: dict[int, float]
+    sharded_fitted: dict[int, float]
 
     def page(self) -> str:
         """Plain text of at most 100 columns."""
@@ -130,12 +134,18 @@ def examine(
     wrote: dict[Plan, Disk] = {}
 
     def cost(of: Plan) -> Cost:
-        key = replace(of, batch_size=1, accumulation=1, probe_samples=1, share_passes=2, lora=0, checkpointing=False)
+        key = replace(
+            of, batch_size=1, accumulation=1, samples=1, probe_samples=1, share_passes=min(of.share_passes, 2), lora=0,
+            checkpointing=False,
+        )  # fmt: skip
         if key not in wrote:
             step = here.seconds(shapes.training(plan.batch_size, plan.length))
             wrote[key] = disk(components, of, found.small, step)
-        parts = seconds(found, of, shapes, here, wrote[key].ablated)
+        parts = seconds(found, of, shapes, here, wrote[key].ablated, device)
         return Cost(footprint(found, of, shapes, device), parts, wrote[key])
+
+    def over(of: Plan, whole: Memory) -> dict[int, float]:
+        return spread(lambda shards: per_gpu(found, of, shapes, device, whole, shards), room)
 
     own, room = cost(plan), None if memory is None else memory * GIB
     chosen, fitted = fitting(plan, found.small, lambda of: footprint(found, of, shapes, device).peak, room or float("inf"))
@@ -150,5 +160,7 @@ def examine(
         instead=[(choice, cost(replace(plan, **choice.changes))) for choice in choices(plan, found.small)],
         room=room,
         chosen=chosen,
-        fitted=cost(fitted),
+        fitted=(less := cost(fitted)),
+        sharded=over(plan, own.memory),
+        sharded_fitted=over(fitted, less.memory),
     )

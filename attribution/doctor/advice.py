@@ -64,6 +64,9 @@ def _choices(plan: Plan, small: bool) -> Iterator[Choice]:
         yield Choice("--kinds head", "neurons and rows one by one", {"kinds": ("head",)})
     if plan.milestones != "ends":
         yield Choice("--milestones ends", "influence of heads between start and end", {"milestones": "ends"})
+    if plan.probes and plan.share_passes:
+        words = "--share-passes 0 --grafts heads"
+        yield Choice(words, "update shares, and first-order causes on probe sets", {"share_passes": 0})
     if plan.probes:
         yield Choice("no probe sets", "update shares and influence", {"probes": 0})
 

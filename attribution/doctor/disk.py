@@ -62,7 +62,7 @@ def disk(components: Components, plan: Plan, small: bool, seconds: float) -> Dis
     again = plan.runs_again(small)
 
     def frame(step: int, whole: bool) -> pd.DataFrame:
-        names = [BATCH, *(f"probe {number}" for number in range(plan.probes))]
+        names = [BATCH, *(f"probe {number}" for number in range(plan.probes if plan.share_passes else 0))]
         return pd.concat([rows.frame(step, name, _columns(components, rows, name, again, draw), whole=whole) for name in names])
 
     first = frame(1, False)

@@ -1,21 +1,21 @@
-"""How much memory a study takes on the device: what is held throughout, and what each part of a step adds at its peak.
+"""How much memory a study takes on the device: what is held throughout, and what each part of a run adds at its peak.
 
 Multiples of the model and counted passes. Knows what the recorder keeps; knows nothing about time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from attribution.causes import BATCH_SIZE
 from attribution.causes.ablation import LOGITS_AT_ONCE, TOKENS_AT_ONCE, TOKENS_ON_CPU
-from attribution.doctor.passes import Shapes
+from attribution.doctor.passes import Pass, Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.structure import Structure
-
-WATCHED = 64  # training samples of which a run reads log-odds at every step
+from attribution.runs.stages import CAUSE_SAMPLES, WORD_NODES
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Memory:
 
     Attributes:
         held: between steps, by what it is.
-        peaks: at most, everything held included, by part of a step.
+        peaks: at most, everything held included, by part of the run.
     """
 
     held: dict[str, float]
@@ -44,49 +44,115 @@ def footprint(found: Structure, plan: Plan, shapes: Shapes, device: str) -> Memo
         shapes: of the same model.
         device: cpu or cuda.
     """
-    wide = getattr(torch, found.dtype).itemsize
-    used, tied = found.used * wide, found.rows * found.width * wide * found.tied
+    held = _held(found, plan)
+    parts = (*_beside_training(found, plan, shapes, device), *_in_training(found, plan, shapes, device, held))
+    return Memory(held, dict(parts))
+
+
+def _held(found: Structure, plan: Plan) -> dict[str, float]:
+    """Bytes that are there after a step until its gradients are dropped, by what they are."""
+    wide, logits = wide_of(found), found.rows * plan.response * _of_a_logit(found)
     trained = plan.lora * found.sides * wide if plan.lora else found.bytes
-    moving = found.adapted * wide if plan.lora else found.bytes  # what the recorder copies: effective weights
-    logits = plan.probe_samples * plan.response * found.rows * max(wide, 4)
-    held = {
+    moving = _moving(found, plan)  # what the recorder copies: effective weights
+    held: dict[str, float] = {
         "weights": found.bytes,
         "gradients": trained,
         "AdamW": 2 * trained,
         "recorder: weights before the step": moving,
-        "recorder: gradient of each probe set": plan.probes * used,
-        "recorder: logits of probe sets and of training samples": 2 * plan.probes * logits
-        + WATCHED * plan.response * found.rows * max(wide, 4),
+        "recorder: gradient of each probe set": plan.probes * found.used * wide if plan.share_passes else 0,
+        "recorder: logits of probe sets and of training samples": (2 * plan.probes * plan.probe_samples + _read(plan)) * logits,
     }
-    if plan.lora:
-        held["adapters"] = trained
-        held["recorder: effective weights"] = moving
+    return held | ({"adapters": trained, "recorder: effective weights": moving} if plan.lora else {})
+
+
+def _in_training(
+    found: Structure, plan: Plan, shapes: Shapes, device: str, held: Mapping[str, float]
+) -> Iterator[tuple[str, float]]:
+    """Most bytes in every part of training, what is held included."""
+    wide, whole = wide_of(found), sum(held.values())
+    gradients, moving, used = held["gradients"], _moving(found, plan), found.used * wide
+    tied = found.rows * found.width * wide * found.tied
     effective = found.adapted * max(wide, 4) if plan.lora else 0  # gradient in them
-    whole, gradients = sum(held.values()), held["gradients"]
-    accumulating = plan.accumulation > 1 or plan.lora > 0  # adapters: their gradients are held, the others' are never made
-    step = shapes.training(plan.batch_size, plan.length, accumulating=accumulating, checkpointing=plan.checkpointing)
-    scratch = 2 * found.largest * wide
-    peaks = {
-        "forward and backward": whole - (0 if accumulating else gradients) + step.peak + effective + tied,
-        "step of the optimizer": whole + 2 * effective + tied + (trained if device != "cpu" else scratch),
-    }
-    if plan.probes:
-        several = used if plan.probe_samples > BATCH_SIZE else 0  # the sum so far, beside the gradient of one pass
-        reading = shapes.probe(min(plan.probe_samples, BATCH_SIZE), plan.length, plan.response).peak
-        during = whole + 2 * effective + 2 * tied + several + reading
-        peaks["reading of a probe set"] = during - used
-        if plan.share_passes > 2:
-            peaks["refining of its shares"] = during + moving
-        peaks["exact ablation"] = whole + _replayed(found, plan, device) * wide
-    return Memory(held, peaks)
-
-
-def _replayed(found: Structure, plan: Plan, device: str) -> float:
-    """Elements that exact ablation on one pass of samples keeps: the intact pass, and copies of it with one unit ablated."""
+    largest = found.largest * max(wide, 4)
+    step = trained_pass(plan, shapes, device)
+    accumulating = plan.accumulation > 1
+    before = whole - (0 if accumulating else gradients)
+    yield "forward and backward", before + max(step.early, step.late + effective) + tied
+    fused = gradients if device != "cpu" else 2 * largest  # optimizers on a GPU step through all parameters together
+    yield "step of the optimizer", whole + 2 * effective + 3 * tied + fused
+    during = whole + 2 * effective + 3 * tied  # a tied matrix: the gradient of either use, and what the embedding's is made of
+    again = moving if plan.probes and plan.share_passes > 2 else 0  # weights after the step, once its shares were refined
+    behaviour = shapes.quiet(_read(plan), plan.length, plan.response).peak + 5 * _read(plan) * plan.response * found.rows * 4
+    yield "recorder around a step", during + again + max(2 * largest, behaviour)
+    if plan.runs_again(found.small):
+        yield "training batch run again", during + tied + shapes.again(plan.batch_size, plan.length, plan.response).peak
+    if not plan.probes:
+        return
     samples = min(plan.probe_samples, BATCH_SIZE)
-    tokens, scored = samples * plan.length, samples * plan.response
+    if not plan.share_passes:
+        yield "reading of a probe set", during + shapes.quiet(samples, plan.length, plan.response).peak
+    else:
+        several = used if plan.probe_samples > BATCH_SIZE else 0  # the sum so far, beside the gradient of one pass
+        reading = shapes.probe(samples, plan.length, plan.response).peak + tied + several
+        yield "reading of a probe set", during - used + reading + (again if plan.probes > 1 else 0)
+        if plan.share_passes > 2:
+            yield "refining of its shares", during + moving + reading
+    between = whole if plan.ablated_at > 2 else whole - gradients  # the ends are outside steps
+    yield "exact ablation", between + replayed(found, plan, samples, device)
+
+
+def _beside_training(found: Structure, plan: Plan, shapes: Shapes, device: str) -> Iterator[tuple[str, float]]:
+    """The same before and after it, where there is neither gradient nor optimizer."""
+    wide, samples = wide_of(found), min(plan.probe_samples, BATCH_SIZE)
+    tied = found.rows * found.width * wide * found.tied
+    twin = _moving(found, plan) if plan.lora else 0  # the trained model with its effective weights
+    read = min(_read(plan), BATCH_SIZE)
+    ranked = 0 if found.small or plan.singles != "all" else shapes.causes(read, plan.length, plan.response).peak
+    yield "causes on training samples", found.bytes + max(replayed(found, plan, read, device), ranked)
+    if not plan.probes:
+        return
+    adapters = plan.lora * found.sides * wide
+    yield "words of prompts", found.bytes + twin + adapters + shapes.words(WORD_NODES, plan.length, plan.response).peak
+    swapped = 2 * found.largest * wide
+    forward = shapes.quiet(samples, plan.length, plan.response).peak
+    yield "grafts", 2 * found.bytes + twin + adapters + 2 * tied + swapped + forward
+
+
+def trained_pass(plan: Plan, shapes: Shapes, device: str, *, accumulating: bool | None = None) -> Pass:
+    """A pass of the plan's training; kernels of a GPU score the tokens of responses alone."""
+    return shapes.trained(
+        plan.batch_size, plan.length, plan.response if device != "cpu" else plan.length - 1, lora=plan.lora,
+        accumulating=plan.accumulation > 1 if accumulating is None else accumulating, checkpointing=plan.checkpointing,
+    )  # fmt: skip
+
+
+def replayed(found: Structure, plan: Plan, samples: int, device: str) -> float:
+    """Bytes that exact ablation on one pass of samples keeps: the intact pass, and copies of it with one unit ablated."""
+    tokens, logits = samples * plan.length, samples * plan.response * found.rows
     intact = (found.layers + 1) * found.width + found.layers * (found.heads * found.head_dim + found.neurons)
     at_once = TOKENS_ON_CPU if device == "cpu" else TOKENS_AT_ONCE
-    copies = max(1, min(at_once // tokens, LOGITS_AT_ONCE // (scored * found.rows)))
+    one_by_one = plan.singles == "all" and "neuron" in plan.kinds
+    units = max(found.heads, found.neurons) if one_by_one else found.heads  # of one layer and kind, which run together
+    copies = max(1, min(at_once // tokens, LOGITS_AT_ONCE // logits, units))
     copied = 4 * found.width + 3 * found.neurons
-    return tokens * intact + scored * found.rows + copies * (tokens * copied + 3 * scored * found.rows)
+    wide, vocabulary = wide_of(found), _of_a_logit(found) * logits
+    # first the layers of the copies, then their logits: as they are, the intact ones beside them, and five of the KL
+    return wide * tokens * intact + vocabulary + copies * max(wide * tokens * copied, 7 * vocabulary)
+
+
+def wide_of(found: Structure) -> int:
+    """Bytes of an element of the weights."""
+    return getattr(torch, found.dtype).itemsize
+
+
+def _of_a_logit(found: Structure) -> int:
+    return max(wide_of(found), 4)
+
+
+def _moving(found: Structure, plan: Plan) -> int:
+    return found.adapted * wide_of(found) if plan.lora else found.bytes
+
+
+def _read(plan: Plan) -> int:
+    """Training samples of which causes are read, and log-odds at every step."""
+    return min(plan.samples, CAUSE_SAMPLES)

@@ -28,6 +28,7 @@ def page(found: Diagnosis) -> str:
     }
     if found.room is not None:
         sections[f"To fit {size(found.room)}"] = _fitting(found)
+    sections["Over several GPUs, on each (sharded by FSDP2: an estimate, not measured)"] = _sharded(found)
     return "\n\n".join("\n".join([name, *_wrapped(lines)]) for name, lines in sections.items())
 
 
@@ -123,6 +124,22 @@ def _fitting(found: Diagnosis) -> Iterator[str]:
     yield from (f"{choice.words}  ({choice.costs})" for choice in found.chosen)
     fits = "it fits" if peak <= room else "it still does not fit: take a larger device, shorter samples or a smaller model"
     yield f"then the peak is {size(peak)}, the time {duration(found.fitted.time)}: {fits}"
+
+
+def _sharded(found: Diagnosis) -> Iterator[str]:
+    asked, fitted, room = found.sharded, found.sharded_fitted, found.room
+    chosen = bool(found.chosen)
+    rows: list[tuple[str, ...]] = [("GPUs", "as asked for", *(["with the choices above"] if chosen else []))]
+    for shards in sorted({*asked, *(fitted if chosen else ())}):
+        told = [_on_each(each.get(shards), room) for each in ([asked, fitted] if chosen else [asked])]
+        rows.append((str(shards), *told))
+    yield from _columns(rows)
+
+
+def _on_each(count: float | None, room: float | None) -> str:
+    if count is None:
+        return ""
+    return f"{size(count)}{', fits' if room is not None and count <= room else ''}"
 
 
 def _columns(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:

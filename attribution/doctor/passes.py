@@ -7,12 +7,13 @@ GPUs, no matrix of attention weights. Knows torch's dispatch; knows nothing abou
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers.integrations import moe
+from transformers.pytorch_utils import Conv1D
 
 from attribution.capture import sites, streamed, tapped
 from attribution.components import Components
 from attribution.doctor.opening import shaped
+from attribution.metrics import log_odds
 from attribution.models import Anatomy, anatomy
+from attribution.samples import Batch
+from attribution.updates.sizes import Sizes
 
 PART = (2, 4)  # layers: of a deeper model these depths are run, since all that is counted grows evenly with every layer
 
@@ -95,20 +100,46 @@ class Shapes:
     """
 
     def __init__(self, config: Any, dtype: str):
-        depth, self._fake = config.num_hidden_layers, FakeTensorMode()
+        depth, self._fake, self._dtype = config.num_hidden_layers, FakeTensorMode(), dtype
         with self._fake:
             depths = (depth,) if depth <= PART[-1] else PART
             self._models = [shaped(_shallow(config, each), dtype).eval() for each in depths]
         self._found: dict[tuple[Any, ...], Pass] = {}
+        self._adapted: dict[tuple[int, int], Any] = {}
         self._beyond = (depth - depths[0]) / max(depths[-1] - depths[0], 1)
 
     def training(self, samples: int, length: int, *, accumulating: bool = False, checkpointing: bool = False) -> Pass:
         """A pass of the training loss over the samples; `accumulating`: gradients of a pass before are there already."""
         return self._deep(self._training, samples, length, accumulating, checkpointing)
 
+    def trained(
+        self, samples: int, length: int, scored: int, *, lora: int = 0, accumulating: bool = False, checkpointing: bool = False
+    ) -> Pass:
+        """The same as trainers of TRL run it: the unembedding by tiles of logits, of `scored` positions of each sample.
+
+        With `lora`, adapters of that rank on all linears are trained, and their gradients are counted alone.
+        """
+        return self._deep(self._trained, samples, length, scored, lora, accumulating, checkpointing)
+
     def probe(self, samples: int, length: int, response: int) -> Pass:
         """A reading of a probe set: gradient for every use of a parameter, at every head and neuron, and at the logits."""
-        return self._deep(self._probe, samples, length, response)
+        return self._deep(self._probe, samples, length, response, True)
+
+    def causes(self, samples: int, length: int, response: int) -> Pass:
+        """First-order causes: the same without the gradients of parameters."""
+        return self._deep(self._probe, samples, length, response, False)
+
+    def again(self, samples: int, length: int, response: int) -> Pass:
+        """A training batch once more, for the gradient of output weights alone."""
+        return self._deep(self._again, samples, length, response)
+
+    def words(self, copies: int, length: int, response: int) -> Pass:
+        """Copies of one prompt at places of a path, for the gradient at the embeddings."""
+        return self._deep(self._words, copies, length, response)
+
+    def quiet(self, samples: int, length: int, response: int) -> Pass:
+        """The metric without gradients; all of it is its forward pass."""
+        return self._deep(self._quiet, samples, length, response)
 
     def _deep(self, count: Callable[..., Pass], *asked: Any) -> Pass:
         """What is counted at the depths that are run, carried on to the depth of the model."""
@@ -120,28 +151,143 @@ class Shapes:
         return self._found[key]
 
     def _training(self, model: Any, samples: int, length: int, accumulating: bool, checkpointing: bool) -> Pass:
-        if checkpointing:
-            model.train().gradient_checkpointing_enable({"use_reentrant": False})
-        with self._fake, _counted(anatomy(model), list(model.parameters()) if accumulating else []) as seen:
+        with self._updating(model, anatomy(model), accumulating, checkpointing) as seen:
             ids = torch.zeros(samples, length, dtype=torch.long)
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             seen.middle()
             loss.backward()
+        return seen.result()
+
+    def _trained(
+        self, model: Any, samples: int, length: int, scored: int, lora: int, accumulating: bool, checkpointing: bool
+    ) -> Pass:
+        parts, model = self._with_adapters(model, lora) if lora else (anatomy(model), model)
+        with self._updating(model, parts, accumulating, checkpointing) as seen:
+            loss = _tiled_loss(model, torch.zeros(samples, length, dtype=torch.long), scored)
+            seen.middle()
+            loss.backward()
+        return seen.result()
+
+    @contextmanager
+    def _updating(self, model: Any, parts: Anatomy, accumulating: bool, checkpointing: bool) -> Iterator[_Counter]:
+        """Count a training pass of the model, which is then as it was."""
+        if checkpointing:
+            model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with self._fake, _counted(parts, trained if accumulating else []) as seen:
+            yield seen
         model.zero_grad()
         if checkpointing:
             model.eval().gradient_checkpointing_disable()
-        return seen.result()
 
-    def _probe(self, model: Any, samples: int, length: int, response: int) -> Pass:
+    def _with_adapters(self, model: Any, rank: int) -> tuple[Anatomy, Any]:
+        """A copy of the model with adapters on all linears of its layers, and its parts."""
+        if (key := (model.config.num_hidden_layers, rank)) not in self._adapted:
+            with self._fake:
+                own = shaped(deepcopy(model.config), self._dtype).eval().requires_grad_(False)
+                parts = anatomy(own)
+                for layer in parts.layers:
+                    for name, linear in list(layer.named_modules()):
+                        if isinstance(linear, (nn.Linear, Conv1D)):
+                            layer.set_submodule(name, _Adapted(linear, rank))
+            self._adapted[key] = parts, own
+        return self._adapted[key]
+
+    def _probe(self, model: Any, samples: int, length: int, response: int, parameters: bool) -> Pass:
         components = Components(model)
         with self._fake, components.untied(), _counted(components.parts, []) as seen:
-            ids = torch.zeros(samples, length, dtype=torch.long)
             with tapped(components.parts, sites(components.parts), differentiable=True) as taps:
-                logits = model(input_ids=ids, use_cache=False, logits_to_keep=response).logits.flatten(0, 1).float()
+                logits = _logits(components.parts, samples, length, response)
+            total = log_odds(logits, _responses(samples, response)).sum() / samples
             seen.middle()
-            gradients = components.gradients(logits.log_softmax(-1).sum(), {**taps, "logits": logits})
+            if parameters:
+                gradients = components.gradients(total, {**taps, "logits": logits})
+            else:
+                gradients = dict(zip((*taps, "logits"), torch.autograd.grad(total, [*taps.values(), logits]), strict=True))
+            Sizes(components).add_rows(logits.detach(), gradients.pop("logits") * samples)
             del gradients
         return seen.result()
+
+    def _again(self, model: Any, samples: int, length: int, response: int) -> Pass:
+        components = Components(model)
+        with self._fake, components.untied(), _counted(components.parts, []) as seen:
+            logits = _logits(components.parts, samples, length, response)
+            tokens = torch.zeros(len(logits), 1, dtype=torch.long)
+            total = logits.log_softmax(-1).gather(-1, tokens).sum()
+            del logits
+            seen.middle()
+            torch.autograd.grad(total, [use.parameter for use in components.uses if use.output])
+        return seen.result()
+
+    def _words(self, model: Any, copies: int, length: int, response: int) -> Pass:
+        parts, start = anatomy(model), []
+        with self._fake, _counted(parts, []) as seen:
+            with streamed(parts, {0: lambda hidden: start.append(hidden) or hidden}):
+                logits = _logits(parts, copies, length, response)
+            total = log_odds(logits, _responses(copies, response)).sum()
+            del logits
+            seen.middle()
+            torch.autograd.grad(total, start)
+        return seen.result()
+
+    def _quiet(self, model: Any, samples: int, length: int, response: int) -> Pass:
+        with self._fake, torch.no_grad(), _counted(parts := anatomy(model), []) as seen:
+            log_odds(_logits(parts, samples, length, response), _responses(samples, response))
+            seen.middle()
+        return seen.result()
+
+
+class _Adapted(nn.Module):
+    """A frozen linear with an adapter of low rank, as PEFT's LoRA runs it; its own cannot be made without content."""
+
+    def __init__(self, linear: nn.Module, rank: int) -> None:
+        super().__init__()
+        weight = linear.get_parameter("weight")
+        wide, out = weight.shape if isinstance(linear, Conv1D) else reversed(weight.shape)
+        self.linear, self.scale = linear, 1.0 / rank
+        self.down = nn.Linear(wide, rank, bias=False, dtype=weight.dtype)
+        self.up = nn.Linear(rank, out, bias=False, dtype=weight.dtype)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden) + self.up(self.down(hidden)) * self.scale
+
+
+class _Responses:
+    """As much of a `samples.Batch` as log-odds ask for; responses of equal length."""
+
+    def __init__(self, samples: int, response: int) -> None:
+        self.tokens = torch.zeros(samples * response, dtype=torch.long)
+        self.sample_of = torch.zeros(samples * response, dtype=torch.long)
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+
+def _responses(samples: int, response: int) -> Batch:
+    return cast(Batch, _Responses(samples, response))
+
+
+def _logits(parts: Anatomy, samples: int, length: int, response: int) -> Tensor:
+    """As `capture.scored_logits`, where every sample is as long as every other."""
+    ids = torch.zeros(samples, length, dtype=torch.long)
+    hidden = parts.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return parts.unembed(hidden[:, -response:].flatten(0, 1))
+
+
+def _tiled_loss(model: Any, ids: Tensor, scored: int) -> Tensor:
+    """The loss as TRL's fused unembedding makes it, of the last positions of every sample."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from trl.kernels import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+
+    head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -scored:].flatten(0, 1)
+    tokens = torch.zeros(len(hidden), dtype=torch.long)
+    log_probs, *_ = ChunkedLogProbFunction.apply(
+        hidden, head.weight, head.bias, tokens, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, cap, 1.0, ("entropy", "is_top1")
+    )
+    return -log_probs.mean()
 
 
 class _Counter(TorchDispatchMode):

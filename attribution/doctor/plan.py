@@ -24,13 +24,14 @@ class Plan:
         response: tokens of its response.
         probes: number of probe sets.
         probe_samples: samples of each.
+        samples: to train on; the causes of at most 64 of them are read, and their log-odds at every step.
         kinds: of components that are written and ablated one at a time.
         layers: of those; by default all.
         everything: write every neuron and row at every step; by default where the model is small.
         batch_after: run the training batch again after each step; by default where the model is small.
         singles: which components are ablated one at a time at both ends: all, or heads alone.
         milestones: when heads are ablated between the ends: log, ends, or every k-th step.
-        share_passes: gradient evaluations allowed for the shares of a step; 2: they are never refined.
+        share_passes: gradient evaluations allowed for the shares of a step; 2: they are never refined; 0: there are none.
         lora: rank of adapters on all linears; 0: all weights are trained.
         checkpointing: the trainer recomputes activations (trainer.gradient_checkpointing).
     """
@@ -42,6 +43,7 @@ class Plan:
     response: int = 8
     probes: int = 1
     probe_samples: int = 64
+    samples: int = 64
     kinds: tuple[Literal["head", "neuron", "row"], ...] = KINDS
     layers: tuple[int, ...] | None = None
     everything: bool | None = None
@@ -53,11 +55,13 @@ class Plan:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        least = {"probes": 0, "lora": 0, "share_passes": 2}
+        least = {"probes": 0, "lora": 0, "share_passes": 0}
         for each in fields(self):
             value, low = getattr(self, each.name), least.get(each.name, 1)
             if each.type == "int" and value < low:
                 raise ConfigError(f"{each.name} is {value}; expected at least {low}")
+        if self.share_passes == 1:
+            raise ConfigError("share_passes is 1; expected at least 2, or 0 for no shares at all")
         if self.response >= self.length:
             raise ConfigError(f"a response of {self.response} tokens in samples of {self.length}; leave some for the prompt")
         if self.singles not in ("all", "heads"):

@@ -1,6 +1,6 @@
 """How long a study takes: counted passes over the speed of a machine, corrected by a pass that was timed where there is one.
 
-Knows machines and the recorder's passes; knows nothing about memory.
+Knows machines and the recorder's passes; knows nothing about what they hold.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from statistics import median
 import torch
 
 from attribution.causes import BATCH_SIZE
+from attribution.doctor.memory import trained_pass
 from attribution.doctor.opening import Opened
 from attribution.doctor.passes import Pass, Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.structure import Structure
-from attribution.runs.stages import CAUSE_SAMPLES, GRAFTED_NEURONS, GRAFTED_ROWS
+from attribution.runs.stages import CAUSE_SAMPLES, GRAFTED_NEURONS, GRAFTED_ROWS, WORD_NODES, WORDS
 
 OVERHEAD = 0.05  # of a step, for the recorder without probes
 HEAD, NEURON = 1.1, 0.75  # time of the layers that an exact ablation runs again, over their time in a forward pass
@@ -83,7 +84,9 @@ def timed(here: Machine, given: Opened, plan: Plan, shapes: Shapes) -> Machine:
     return replace(here, correction=median(_seconds(once, model.device.type)) / expected)
 
 
-def seconds(found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated: Mapping[str, int]) -> dict[str, float]:
+def seconds(
+    found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated: Mapping[str, int], device: str = "cpu"
+) -> dict[str, float]:
     """Seconds of every part of a run. Shares that need refining take more: up to `share_passes` - 2 readings in such a step.
 
     Args:
@@ -92,17 +95,21 @@ def seconds(found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated
         shapes: of the same model.
         here: where it runs.
         ablated: components ablated one at a time at both ends, by kind.
+        device: cpu or cuda.
     """
-    step = shapes.training(plan.batch_size, plan.length, checkpointing=plan.checkpointing)
+    step = trained_pass(plan, shapes, device)
     trained = plan.lora * found.sides * 4 if plan.lora else found.bytes
     training = plan.max_steps * (plan.accumulation * here.seconds(step) + OPTIMIZER * trained / here.traffic)
-    parts = {"training": training, "recorder without probes": OVERHEAD * training}
+    effective = 2 * plan.tokens * found.adapted / here.flops if plan.lora else 0.0  # gradients of effective weights
+    parts = {"training": training, "recorder without probes": OVERHEAD * training + plan.max_steps * effective}
     if plan.runs_again(found.small):
         once_more = here.seconds(shapes.training(plan.batch_size, plan.length))
         parts["training batches run again"] = plan.max_steps * plan.accumulation * once_more
     if not plan.probes:
         return parts
     samples = min(plan.probe_samples, BATCH_SIZE)
+    read = min(plan.samples, CAUSE_SAMPLES)
+    ranked = 0.0 if found.small or plan.singles != "all" else here.seconds(shapes.causes(read, plan.length, plan.response))
     reading, repeats = shapes.probe(samples, plan.length, plan.response), plan.probes * ceil(plan.probe_samples / BATCH_SIZE)
     forward = here.forward(reading)
     again = forward * (found.layers + 1) / (2 * found.layers)  # the layers from its own on, on average
@@ -111,10 +118,11 @@ def seconds(found: Structure, plan: Plan, shapes: Shapes, here: Machine, ablated
     singles = neurons + ablated["row"] * row
     grafted = min(found.layers * min(found.neurons, GRAFTED_NEURONS), ablated["neuron"]) + min(GRAFTED_ROWS, ablated["row"])
     return parts | {
-        "readings of probe sets": (plan.max_steps + 1) * repeats * here.seconds(reading),
+        "readings of probe sets": (plan.max_steps + 1) * repeats * (here.seconds(reading) if plan.share_passes else forward),
         "exact ablation of heads": plan.ablated_at * repeats * heads,
         "exact ablation of neurons and rows, at both ends": 2 * repeats * singles,
-        "causes on training samples": (heads + singles) * CAUSE_SAMPLES / samples,
+        "causes on training samples": ranked + (heads + singles) * read / samples,
+        "words of prompts": 2 * WORDS * here.seconds(shapes.words(WORD_NODES, plan.length, plan.response)),
         "grafts": 2 * (ablated["head"] + plan.probes * grafted) * repeats * forward,
     }
 

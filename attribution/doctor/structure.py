@@ -152,6 +152,8 @@ def _limits(found: Structure, plan: Plan) -> Iterator[str]:
     yield "Sizes of rows on the training batch: activations and gradients of rows are read on probe sets only."
     if not plan.probes:
         yield "Update shares and influence: they are read on probe sets, and there is none."
+    if plan.share_passes == 0 and plan.probes:
+        yield "Update shares and first-order causes on probe sets: share_passes is 0, they are read by forward passes alone."
     if plan.share_passes == 2 and plan.probes:
         yield "Update shares are not refined: steps whose residual is above 1 % stay unresolved, and say so."
     if found.dtype in ("bfloat16", "float16"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,7 @@ def _stages(
     again = f", again from {checkpoint.name}" if checkpoint else ""
     stage(f"training with {config.recipe}, and recording on {len(given.probes)} probe sets{again}")
     result, tuned = stages.train(given, writer, checkpoint, stopping)
+    gc.collect()  # trainers hold themselves in circles, and with them the optimizer and the recorder's copies
     stages.read_words(given, writer, "after", tuned)
     stage("grafting")
     result |= stages.graft(given, writer, tuned)

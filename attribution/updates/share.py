@@ -79,7 +79,8 @@ def read(
             if sizes:  # of each sample's own metric, not of the mean over samples
                 sizes.add_rows(rows.detach(), now.pop(_ROWS) * samples)
                 sizes.add(seen, {site: now.pop(site) * samples for site in seen}, batch.mask)
-            for name, gradient in now.items() if see is None else ():
+            for name in [*now] if see is None else ():  # taken out one by one: held on to, they would be a model's worth beside
+                gradient = now.pop(name)  # the next batch's
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
             total += mean.item()
             logits.append(found.detach())
