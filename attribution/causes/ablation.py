@@ -29,6 +29,7 @@ TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their l
 TOKENS_ON_CPU = 1_024  # is faster while they fit its cache
 NARROWER = 3  # times as many where only the last layer runs
 LOGITS_AT_ONCE = 2**26
+CLOSED_FROM = 256  # width of the stream from which projections are combined; at 128 their products take no longer
 
 
 class Effects(NamedTuple):
@@ -67,7 +68,8 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
     passes, most = 1.0, 0
     for (kind, layer), group in chosen.groupby(["kind", "layer"], sort=False):
         units, copies = group["index"].to_numpy(copy=True), _copies(replay, str(kind), int(layer))
-        after = Projected.of(replay, int(layer) + 1) if _adds(parts, str(kind)) else None
+        wide = replay.hidden[0].shape[-1] >= CLOSED_FROM
+        after = Projected.of(replay, int(layer) + 1) if wide and _adds(parts, str(kind)) else None
         for start in range(0, len(units), copies):
             where = group.index[start : start + copies]
             some = units[start : start + copies]

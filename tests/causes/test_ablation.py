@@ -122,6 +122,20 @@ def reference(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def closed_form(monkeypatch):
+    """As in wide models: the tiny ones would run the projections."""
+    monkeypatch.setattr(ablation, "CLOSED_FROM", 0)
+
+
+def test_projections_combined_or_run_give_the_same(tiny, tokenizer, samples, agree, monkeypatch):
+    combined = attribute(tiny("llama"), tokenizer, samples)
+    monkeypatch.setattr(ablation, "CLOSED_FROM", 10**6)
+    run = attribute(tiny("llama"), tokenizer, samples)
+    agree(combined.per_sample, run.per_sample)
+    assert combined.passes == run.passes
+
+
 @pytest.mark.parametrize(("family", "tied"), CASES, ids=[f"{family}{' tied' * tied}" for family, tied in CASES])
 def test_every_component_as_by_one_pass_each(tiny, tokenizer, samples, counterfactuals, agree, family, tied, reference):
     model = tiny(family, tied)
