@@ -11,9 +11,9 @@ import attribution
 
 ROOT = Path(attribution.__file__).parent
 ORDER = (
-    "errors", "architectures", "models", "components", "samples", "chat", "metrics", "capture", "replay", "store", "causes",
-    "mechanisms", "updates", "recipes", "worlds", "runs", "claims", "study", "calibration", "doctor", "reports", "cli",
-    "conformance",
+    "errors", "architectures", "models", "sharding", "components", "samples", "chat", "metrics", "capture", "replay", "store",
+    "causes", "mechanisms", "updates", "recipes", "worlds", "runs", "claims", "study", "calibration", "doctor", "reports",
+    "cli", "conformance",
 )  # fmt: skip
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem not in ("__init__", "__main__"))
 

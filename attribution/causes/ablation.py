@@ -23,6 +23,7 @@ from attribution.metrics import Metric, kl
 from attribution.models import Anatomy, output_weights
 from attribution.replay import Replay
 from attribution.samples import Batch
+from attribution.sharding import present
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
 TOKENS_ON_CPU = 1_024  # is faster while they fit its cache
@@ -155,7 +156,8 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values) -> t
     value = like(values[site], activation)
     if site.kind == "neuron" and parts.row.mlp_post_norm is None and not parts.row.experts:
         # What a neuron writes is added to the stream, so its own layer need not run again.
-        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
+        with present(parts.model, parts.mlp_out[site.layer]):
+            written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T  # [unit, width]
         change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
         if site.layer == parts.depth - 1:
             scored = replay.scored.to(after.device)

@@ -73,7 +73,11 @@ class RecorderCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         whole = state.global_step % self._boundary == 0  # also of those that the trainer writes unasked
-        if self._open and whole and state.global_step < state.max_steps:  # from its last step a trainer would go one too far
+        if not self._open or not whole or state.global_step >= state.max_steps:  # from its last step it would go one too far
+            return
+        if not self.recorder.resumable:
+            self.recorder.note("Checkpoints: several processes train the model, so that its recording cannot go on from one.")
+        else:
             self.recorder.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             self._saved = time.monotonic()
 
