@@ -185,6 +185,32 @@ def usable(model: nn.Module) -> Iterator[None]:
         settle(model)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its input: with its first weights, or where these are brought to."""
+    embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    hook = getattr(embedding, "_hf_hook", None)
+    if (there := getattr(hook, "execution_device", None)) is not None:
+        return torch.device(there)
+    return next(model.parameters()).device
+
+
+def check_whole(model: nn.Module, what: str) -> None:
+    """Raise ModelError where not all of a model's weights lie in this process's memory; `what` needs them there."""
+    settle(model)
+    parameters = list(model.parameters())
+    sharded = any(_of(_DTENSOR, "DTensor", parameter) for parameter in parameters)
+    if sharded or any(parameter.is_meta for parameter in parameters):
+        where = "the model's weights are sharded over processes" if sharded else "some of the model's weights are offloaded"
+        raise ModelError(f"{where}; open it where all of them fit in the memory of one process, which {what} needs")
+
+
+def check_callable(model: nn.Module) -> None:
+    """Raise ModelError where weights are offloaded and nothing brings them into memory for their module's pass."""
+    for module in model.modules():
+        if any(each.is_meta for each in module.parameters(recurse=False)) and not hasattr(module, "_hf_hook"):
+            raise ModelError("some of the model's weights are offloaded; open it where all of them fit, or with a device_map")
+
+
 @contextmanager
 def present(model: nn.Module, module: nn.Module) -> Iterator[None]:
     """Have a module's own weights here and whole inside the block: gathered where sharded, loaded where offloaded."""

@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import torch
 import torch.distributed as dist
@@ -52,7 +54,7 @@ class Training(NamedTuple):
     way: str
     accumulation: int = 1
     steps: int = 3
-    options: dict = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 FULL = {"reference": "mean", "beside": BESIDE, "everything": True}
@@ -82,7 +84,9 @@ def probe_sets() -> list[ProbeSet]:
 
 
 def opened(folder: Path, name: str):
-    return AutoModelForCausalLM.from_pretrained(folder / name), AutoTokenizer.from_pretrained(folder / name)
+    return AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float64), AutoTokenizer.from_pretrained(
+        folder / name
+    )
 
 
 def sharded(model: torch.nn.Module, **how) -> torch.nn.Module:
