@@ -108,7 +108,7 @@ def test_what_is_not_recorded_is_refused_in_every_process(folder):
         "apart": "weights of 2 processes differ",
         "not_averaged": "gradients of 2 processes differ",
         "saved": "cannot go on from a checkpoint",
-        "there": "holds no run",
+        "there": "holds a run with another config",
         "tied": "untie the two",
         "integrated": "sharded over processes; open it where",
     }
