@@ -291,6 +291,12 @@ def check_trainable(model: nn.Module) -> None:
                 )
 
 
+def rounded_to(model: nn.Module) -> torch.dtype | None:
+    """The type that FSDP rounds gathered weights to for every pass, where its mixed precision policy names one."""
+    policies = (getattr(module._get_fsdp_state(), "_mp_policy", None) for module in _sharded(model))
+    return next((policy.param_dtype for policy in policies if policy is not None and policy.param_dtype), None)
+
+
 def same_everywhere(among: Processes, number: float, what: str) -> None:
     """Raise RecordError unless every process has the same number, as it does where it holds the same model."""
     found = [each for (each,) in among.each(number)]

@@ -21,7 +21,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,7 +35,7 @@ from attribution.store import BESIDE
 from attribution.updates.graft import graft, graft_sets
 from attribution.updates.recorder import Recorder
 
-SIZE = 8  # samples of a step
+SIZE = 12  # samples of a step
 
 
 class Training(NamedTuple):
@@ -63,6 +63,10 @@ TRAININGS = {
     "fsdp tied": Training("llama-tied", "fsdp", accumulation=2),
     "ddp tied": Training("llama-tied", "ddp", accumulation=2),
     "ddp lora": Training("llama", "ddp", steps=2),
+    "fsdp experts": Training("mixtral", "fsdp", steps=2),
+    "fsdp gpt2": Training("gpt2", "fsdp", steps=2),
+    "fsdp by a trainer": Training("llama", "fsdp"),
+    "ddp by a trainer": Training("llama", "ddp"),
 }
 
 
@@ -84,9 +88,10 @@ def probe_sets() -> list[ProbeSet]:
 
 
 def opened(folder: Path, name: str):
-    return AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float64), AutoTokenizer.from_pretrained(
-        folder / name
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float64)
+    if hasattr(model.config, "num_local_experts"):
+        model.set_experts_implementation("batched_mm")  # the default kernel has no float64
+    return model, AutoTokenizer.from_pretrained(folder / name)
 
 
 def sharded(model: torch.nn.Module, **how) -> torch.nn.Module:
@@ -142,6 +147,34 @@ def train(folder: Path, name: str, path: Path | None, rank: int = 0, world: int 
                     (out.loss / len(batches)).backward()
             torch.nn.utils.clip_grad_norm_(trained, 0.5)
             optimizer.step()
+    return {key.removeprefix("module."): full(p) for key, p in model.named_parameters()}
+
+
+def train_by_a_trainer(folder: Path, name: str, path: Path | None, rank: int = 0, world: int = 1, parts: int = 1) -> dict:
+    """The same by TRL's SFTTrainer, which shards through transformers, or wraps for DDP itself; in float32."""
+    from datasets import Dataset
+    from transformers.distributed import DistributedConfig
+    from trl import SFTConfig, SFTTrainer
+
+    from attribution.updates.callback import RecorderCallback
+
+    given, how = TRAININGS[name], {}
+    if world > 1 and given.way == "fsdp":
+        how = {"distributed_config": DistributedConfig(fsdp_size=world)}
+    model = AutoModelForCausalLM.from_pretrained(folder / given.model, **how)
+    tokenizer = AutoTokenizer.from_pretrained(folder / given.model)
+    arguments = SFTConfig(
+        output_dir=str(folder / name / "out"), max_steps=given.steps, per_device_train_batch_size=SIZE // 2, bf16=False,
+        gradient_accumulation_steps=parts, learning_rate=1e-3, activation_checkpointing=False, report_to="none",
+        save_strategy="no", use_cpu=True, dataloader_pin_memory=False, logging_steps=1, disable_tqdm=True, max_length=None,
+        seed=3, lr_scheduler_type="constant", max_grad_norm=0.5,
+    )  # fmt: skip
+    rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in encode(tokenizer, samples(24, 4))]
+    callbacks = [] if path is None else [RecorderCallback(path, probes=probe_sets(), tokenizer=tokenizer)]
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=callbacks
+    )
+    trainer.train()
     return {key.removeprefix("module."): full(p) for key, p in model.named_parameters()}
 
 
@@ -218,6 +251,15 @@ def refused(folder: Path, rank: int) -> dict:
             model(input_ids=batch.ids, labels=batch.labels).loss.backward()
             optimizer.step()
 
+    def rounded():
+        model, tokenizer = opened(folder, "llama")
+        model = sharded(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batch = collate(encode(tokenizer, samples(4, rank)))
+        with Recorder(folder / "rounded").attach(model, optimizer):  # not refused, but said
+            model(input_ids=batch.ids, labels=batch.labels).loss.backward()
+            optimizer.step()
+
     def saved():
         attach(sharded(opened(folder, "llama")[0]), "saved").save(folder)
 
@@ -233,8 +275,13 @@ def refused(folder: Path, rank: int) -> dict:
         model, tokenizer = opened(folder, "llama")
         attribute(sharded(model), tokenizer, samples(2, 1), method="integrated")
 
-    return {act.__name__: told(act) for act in
-            (hybrid, in_part, columns, frozen, divided, apart, not_averaged, saved, there, tied, integrated)}  # fmt: skip
+    acts = (hybrid, in_part, columns, frozen, divided, apart, not_averaged, rounded, saved, there, tied, integrated)
+    return {act.__name__: told(act) for act in acts}
+
+
+def by(name: str):
+    """What trains."""
+    return train_by_a_trainer if "trainer" in name else train
 
 
 def run(folder: Path, names: list[str], world: int = 2) -> None:
@@ -258,12 +305,13 @@ def run(folder: Path, names: list[str], world: int = 2) -> None:
 
 def main() -> None:
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
     for name in sys.argv[4:]:
         place = folder / name
         if name in TRAININGS:
             for path in (place / "run", None):
-                ends = train(folder, name, path, rank, world)
+                ends = by(name)(folder, name, path, rank, world)
                 if rank == 0:
                     torch.save(ends, place / ("recorded.pt" if path else "bare.pt"))
         else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from attribution.components import Components
-from attribution.sharding import local, same_everywhere, settle
+from attribution.sharding import local, rounded_to, same_everywhere, settle
 from attribution.updates.batch import BatchWatch, Watched
 from attribution.updates.planned import plannable, planned_step
 from attribution.updates.share import Path
@@ -119,6 +119,8 @@ class BatchStep:
             notes.append(
                 f"Training ran under autocast in {before.watched.autocast}: causes on the batch are no more precise than that."
             )
+        if (rounded := rounded_to(self.components.parts.model)) is not None:
+            notes.append(f"FSDP rounds weights to {rounded} in every pass: all that passes tell is no more precise than that.")
         if before.watched.clip_factor is None:
             notes.append(
                 "Clip factor: no single factor explains the consumed gradient in some step; there, batch causes contain it."
