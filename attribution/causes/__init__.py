@@ -85,13 +85,11 @@ def attribute(
     Raises:
         ConfigError: unknown method, metric, reference, path or component, or an option that the method does not have.
         DataError: samples that cannot be encoded, or counterfactuals that cannot be aligned.
-        ModelError: an architecture without a row, or a model that the method cannot run: one in shards or with weights that
-            are not in memory is only ablated, and one in shards read by method "gradient" too.
+        ModelError: an architecture without a row, weights that are not in memory, or a model that the method cannot run.
     """
     asked = Asked(method, path, nodes, queries, verify, seed)
     reference = asked.default_reference() if reference is None else reference
-    index = Components(model)
-    asked.check_readable(index)
+    index = asked.readable(Components(model))
     positions = np.arange(len(index)) if components is None else index.positions(components)
     read = metric_named(metric)
     accepted = (*REFERENCES, VOCABULARY) if method == "conductance" else REFERENCES

@@ -63,8 +63,8 @@ class Asked:
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed} cannot start a draw; expected 0 or more")
 
-    def check_readable(self, index: Components) -> None:
-        """Refuse a model whose weights do not all lie here, where the method would need them all.
+    def readable(self, index: Components) -> Components:
+        """The same components; refuses a model whose weights do not all lie here, where the method would need them all.
 
         Raises:
             ModelError: it is sharded over processes, or partly offloaded.
@@ -72,6 +72,7 @@ class Asked:
         readable = {"ablation", "gradient"} if index.together.several else {"ablation"}  # FSDP gathers in backward passes too
         if self.method not in readable or self.path != "total" or self.queries:
             check_whole(index.parts.model, self._called)
+        return index
 
     @property
     def _called(self) -> str:

@@ -83,7 +83,8 @@ class Watched:
         unknown = float("nan")
         only, log_prob, replayable = self.own
         found = self.among.each(unknown if only is None else only, unknown if log_prob is None else log_prob, replayable)
-        self.told = [(*(None if value != value else value for value in each[:2]), bool(each[2])) for each in found]
+        known = [[None if value != value else value for value in each] for each in found]
+        self.told = [(each[0], each[1], bool(each[2])) for each in known]
 
     @property
     def own(self) -> tuple[float | None, float | None, bool]:
