@@ -105,9 +105,12 @@ class Components:
     """
 
     def __init__(self, model: nn.Module | Anatomy):
+        whole = model.model if isinstance(model, Anatomy) else model
+        settle(whole)
+        self.together: Processes = shards(list(whole.parameters()))
+        if self.together.several and any(type(module).__name__.endswith("Experts") for module in whole.modules()):
+            raise ModelError("a mixture of experts in shards is not read; open it where it fits in the memory of one process")
         self.parts = model if isinstance(model, Anatomy) else anatomy(model)
-        settle(self.parts.model)
-        self.together: Processes = shards(list(self.parts.model.parameters()))
         self._cut: list[tuple[Tensor, Tensor]] | None = None  # tokens and embeddings of a pass, see `_parted`
         p = self.parts
         layers, heads, neurons = p.depth, p.heads, p.neurons

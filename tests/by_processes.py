@@ -63,7 +63,6 @@ TRAININGS = {
     "fsdp tied": Training("llama-tied", "fsdp", accumulation=2),
     "ddp tied": Training("llama-tied", "ddp", accumulation=2),
     "ddp lora": Training("llama", "ddp", steps=2),
-    "fsdp experts": Training("mixtral", "fsdp", steps=2),
     "fsdp gpt2": Training("gpt2", "fsdp", steps=2),
     "fsdp by a trainer": Training("llama", "fsdp"),
     "ddp by a trainer": Training("llama", "ddp"),
@@ -89,8 +88,9 @@ def probe_sets() -> list[ProbeSet]:
 
 def opened(folder: Path, name: str):
     model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float64)
-    if hasattr(model.config, "num_local_experts"):
-        model.set_experts_implementation("batched_mm")  # the default kernel has no float64
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # processes would draw otherwise than one does
     return model, AutoTokenizer.from_pretrained(folder / name)
 
 
@@ -237,6 +237,9 @@ def refused(folder: Path, rank: int) -> dict:
         model.set_gradient_divide_factor(1.0)
         attach(model)
 
+    def experts():
+        attach(sharded(opened(folder, "mixtral")[0]))
+
     def apart():
         model = opened(folder, "llama")[0]
         with torch.no_grad():
@@ -275,7 +278,7 @@ def refused(folder: Path, rank: int) -> dict:
         model, tokenizer = opened(folder, "llama")
         attribute(sharded(model), tokenizer, samples(2, 1), method="integrated")
 
-    acts = (hybrid, in_part, columns, frozen, divided, apart, not_averaged, rounded, saved, there, tied, integrated)
+    acts = (hybrid, in_part, columns, frozen, divided, experts, apart, not_averaged, rounded, saved, there, tied, integrated)
     return {act.__name__: told(act) for act in acts}
 
 
@@ -306,6 +309,7 @@ def run(folder: Path, names: list[str], world: int = 2) -> None:
 def main() -> None:
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}  # accelerate asks for them, and finds the meeting held
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
     for name in sys.argv[4:]:
         place = folder / name

@@ -13,7 +13,7 @@ from attribution.worlds.build import word_tokenizer
 
 FRAMES = ("steps", "probes", "components", "influence", "sets")
 QUICK = ("fsdp", "fsdp tied", "ddp tied")
-LONG = ("ddp lora", "fsdp experts", "fsdp gpt2", "fsdp by a trainer", "ddp by a trainer")
+LONG = ("ddp lora", "fsdp gpt2", "fsdp by a trainer", "ddp by a trainer")
 OF_CLOCKS = ("seconds", "recorder_seconds")
 
 
@@ -70,7 +70,6 @@ def check(folder, name, parts=2, bound=1e-6):
     assert (run.steps["batch_after"] > run.steps["batch_before"]).all()
     told = run.components[["share", "cause_before", "cause_after", "activation_before", "gradient_before", "grad_norm"]]
     assert (told.abs().max() > 1e-4).all()
-    assert run.probes["resolved"].dropna().all()
     ends = torch.load(folder / name / "recorded.pt")
     for key, value in expected.items():
         assert torch.allclose(ends[key], value, rtol=0, atol=1e-6)
@@ -96,7 +95,7 @@ def test_weights_are_bit_identical_with_and_without(folder, name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
 def test_other_makes_of_training(tmp_path, tiny, name):
-    """LoRA under DDP, experts cut between two processes, fused and transposed matrices, and TRL's trainer in float32."""
+    """LoRA under DDP, fused and transposed matrices, and TRL's trainer in float32."""
     (tmp_path / name).mkdir()
     run(written(tmp_path, tiny), [name])
     check(tmp_path, name, bound=1e-5 if "trainer" in name else 1e-6)
@@ -135,6 +134,7 @@ def test_what_is_not_recorded_is_refused_in_every_process(folder):
         "columns": "Shard(dim=1)",
         "frozen": "are frozen, as under LoRA",
         "divided": "divides gradients by 1.0",
+        "experts": "mixture of experts in shards",
         "apart": "weights of 2 processes differ",
         "not_averaged": "gradients of 2 processes differ",
         "rounded": "",
