@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attribution.models import Anatomy
 from attribution.samples import Batch
+from attribution.sharding import usable
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -165,11 +166,15 @@ def supplied(outputs: Mapping[nn.Module, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block, and give every module its own mode back, whatever it was."""
+    """Switch dropout off inside the block, and give every module its own mode back, whatever it was.
+
+    Parts of a sharded model can be called one by one inside, see `sharding.usable`.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with usable(model):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

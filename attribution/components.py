@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attribution.errors import ConfigError
+from attribution.errors import ConfigError, ModelError
 from attribution.models import Anatomy, ExpertsOut, anatomy
+from attribution.sharding import Processes, gradients, local, rows_here, settle, shards
 
 KINDS = ("head", "neuron", "row")
 OUTPUT = "writing"  # the part whose <weight, gradient> is the component's first-order cause
@@ -46,6 +47,8 @@ class Use:
         axes: the axes along which owners differ, ascending; none where one group owns all.
         owners: group id per index along `axes`, flat; a single id where there are none.
         output: whether it holds output weights of components.
+        sharded: the parameter, where processes hold it in shards: the module has a gathered one in its place during passes.
+        rows: of a sharded one, those along its first axis that lie in this process.
     """
 
     name: str
@@ -54,21 +57,34 @@ class Use:
     axes: tuple[int, ...]
     owners: Tensor
     output: bool
+    sharded: nn.Parameter | None = None
+    rows: slice | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
-        return getattr(self.module, self.attribute)
+        return getattr(self.module, self.attribute) if self.sharded is None else self.sharded
+
+    @property
+    def values(self) -> Tensor:
+        """What of the parameter lies in this process, detached: all of it, or the shard."""
+        return local(self.parameter)
+
+    def here(self, each: Tensor) -> Tensor:
+        """Of one entry per owner entry, those of what lies in this process."""
+        if self.sharded is None or self.rows is None or 0 not in self.axes:
+            return each
+        return each.view([self.sharded.shape[axis] for axis in self.axes])[self.rows].reshape(-1)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sum of an array shaped like the parameter over every axis but `axes`: one number per owner entry."""
+        """Sum of an array shaped like `values` over every axis but `axes`: one number per owner entry that lies here."""
         wide = torch.promote_types(values.dtype, torch.float32)  # half precision would round, or overflow
         others = [axis for axis in range(values.ndim) if axis not in self.axes]
         return (values.sum(others, dtype=wide) if others else values.to(wide)).reshape(-1)
 
     def spread(self, each: Tensor) -> Tensor:
-        """One number, or truth, per owner entry, where the parameter is and shaped to broadcast against it."""
-        shape = [size if axis in self.axes else 1 for axis, size in enumerate(self.parameter.shape)]
-        return each.view(shape).to(self.parameter.device)
+        """One number, or truth, per owner entry, where `values` are and shaped to broadcast against them."""
+        shape = [size if axis in self.axes else 1 for axis, size in enumerate(self.values.shape)]
+        return self.here(each).view(shape).to(self.values.device)
 
 
 class Components:
@@ -82,10 +98,20 @@ class Components:
         uses: every parameter, once per use, with its owners.
         stored: every parameter once, by the name of its first use.
         source: for every use, by name, the name of its parameter in `stored`; two uses of a tied matrix share one.
+        together: the processes that hold the model in shards, over which every sum here is taken: all of them ask for it.
+
+    Raises:
+        ModelError: a model without a row in `architectures`, or one that lies in processes as is not read.
     """
 
     def __init__(self, model: nn.Module | Anatomy):
+        whole = model.model if isinstance(model, Anatomy) else model
+        settle(whole)
+        self.together: Processes = shards(list(whole.parameters()))
+        if self.together.several and any(type(module).__name__.endswith("Experts") for module in whole.modules()):
+            raise ModelError("a mixture of experts in shards is not read; open it where it fits in the memory of one process")
         self.parts = model if isinstance(model, Anatomy) else anatomy(model)
+        self._cut: list[tuple[Tensor, Tensor]] | None = None  # tokens and embeddings of a pass, see `_parted`
         p = self.parts
         layers, heads, neurons = p.depth, p.heads, p.neurons
         self._offsets = {
@@ -97,7 +123,7 @@ class Components:
         }
         self._remainder: dict[tuple[int, str], int] = {}
         self._first_remainder = self._offsets["row", "writing"] + p.vocabulary
-        self.uses = tuple(self._all_uses())
+        self.uses = tuple(self._placed(use) for use in self._all_uses())
         names = {use.parameter: use.name for use in reversed(self.uses)}
         self.source = {use.name: names[use.parameter] for use in self.uses}
         self.stored = {use.name: use.parameter for use in self.uses if self.source[use.name] == use.name}
@@ -163,7 +189,7 @@ class Components:
         """Sum an elementwise quantity within every group.
 
         Args:
-            value: for a use, an array shaped like its parameter, or None for zero.
+            value: for a use, an array shaped like its `values`, or None for zero.
             output_only: visit only the output weights of components.
 
         Returns:
@@ -181,17 +207,17 @@ class Components:
         total = torch.zeros(self.group_count, dtype=torch.float64)
         if sums:
             device = next(iter(sums.values())).device
-            owners = [use.owners for use in self.uses if use.name in sums]
+            owners = [use.here(use.owners) for use in self.uses if use.name in sums]
             # a device is waited for once, not for each use
             together = torch.cat([sums[use.name].to(device) for use in self.uses if use.name in sums])
             total.index_add_(0, torch.cat(owners), together.cpu().double())
-        return total
+        return self.together.sum(total)
 
     @cached_property
     def sizes(self) -> Tensor:
         """Float64 [groups]: number of parameter elements of each group."""
         one = torch.ones((), dtype=torch.float64)  # float32 counts to 2^24 only
-        return self.reduce(lambda use: one.expand(use.parameter.shape))
+        return self.reduce(lambda use: one.expand(use.values.shape))
 
     def first_order(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """First-order cause of every component from output weights and their gradients: <W_c, dM/dW_c>.
@@ -201,7 +227,8 @@ class Components:
         linear in the same hidden state. This logit is what the row itself gives, see `Anatomy.rows_of`.
 
         Args:
-            gradients: gradient of a scalar by use name, see `gradients`; a missing one counts as zero.
+            gradients: gradient of a scalar by use name, shaped like `Use.values`, see `gradients`; a missing one counts as
+                zero.
 
         Returns:
             Float64 [components], in the order of `table`.
@@ -210,9 +237,9 @@ class Components:
         def product(use: Use) -> Tensor | None:
             if use.name not in gradients:
                 return None
-            weight = use.parameter.detach()
+            weight = use.values
             if use.module is self.parts.unembedding:
-                weight = weight - weight.mean(0, keepdim=True)
+                weight = weight - self._mean_row(weight)
             return weight * gradients[use.name]
 
         return self.reduce(product, output_only=True)[torch.as_tensor(self.output_groups)]
@@ -220,11 +247,15 @@ class Components:
     def gradients(self, scalar: Tensor, also: Mapping[Any, Tensor] | None = None) -> dict[Any, Tensor]:
         """Gradient of a scalar for every use, and for further tensors by their keys, without touching `.grad`.
 
+        Of a sharded model, of the mean of the processes' scalars, and of each use what lies here.
+
         Raises:
             ValueError: the unembedding is tied; run the forward pass and this inside `untied`, so that uses part.
         """
-        if self.parts.tied:
+        if self.parts.tied and self._cut is None:
             raise ValueError("gradients by use need the forward pass to run inside Components.untied()")
+        if self.together.several:
+            return self._gradients_of_shards(scalar, also or {})
         wanted = [use for use in self.uses if use.parameter.requires_grad]
         tensors = {**{use.name: use.parameter for use in wanted}, **(also or {})}
         found = torch.autograd.grad(scalar, list(tensors.values()), allow_unused=True, materialize_grads=True)
@@ -232,7 +263,14 @@ class Components:
 
     @contextmanager
     def untied(self) -> Iterator[None]:
-        """Give the unembedding its own copy of a tied matrix, so that gradients and swaps part by use; undone on exit."""
+        """Give the unembedding its own copy of a tied matrix, so that gradients and swaps part by use; undone on exit.
+
+        FSDP lets no process replace a sharded matrix: there gradients alone are parted, where the embedding puts out.
+        """
+        if self.together.several:
+            with self._parted():
+                yield
+            return
         unembedding = self.parts.unembedding
         shared = unembedding.weight
         if shared is not self.parts.embedding.weight:
@@ -243,6 +281,70 @@ class Components:
             yield
         finally:
             unembedding.weight = shared
+
+    def embedding_gradient(self, tokens: Tensor, gradient: Tensor, into: Tensor | None = None) -> Tensor:
+        """Gradient of the embedding, what of it lies here, from that of what it put out for these tokens.
+
+        Args:
+            tokens: Int [token].
+            gradient: Float [token, width].
+            into: what it is added to; None: nothing yet.
+        """
+        embedding = self.parts.embedding
+        use = next(use for use in self.uses if use.module is embedding and use.attribute == "weight")
+        found, start = torch.zeros_like(use.values) if into is None else into, use.rows.start if use.rows else 0
+        kept = (tokens >= start) & (tokens < start + len(found))
+        if embedding.padding_idx is not None:
+            kept &= tokens != embedding.padding_idx
+        return found.index_add_(0, tokens[kept] - start, gradient[kept].to(found.dtype) * self.parts.embedding_scale)
+
+    def check_separable(self) -> None:
+        """Raise ModelError where the two uses of a tied matrix cannot be given different values."""
+        if self.parts.tied and self.together.several:
+            raise ModelError(
+                "the embedding is tied to the unembedding and sharded, so that neither can be changed alone; untie the two "
+                "(tie_word_embeddings=False), or do this with the model in one process"
+            )
+
+    def _mean_row(self, weight: Tensor) -> Tensor:
+        """Mean of the unembedding's rows, [1, width], from those of them that lie here."""
+        if not self.together.several:
+            return weight.mean(0, keepdim=True)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return (self.together.sum(weight.sum(0, keepdim=True, dtype=wide)) / self.parts.vocabulary).to(weight.dtype)
+
+    @contextmanager
+    def _parted(self) -> Iterator[None]:
+        """End the backward pass at what a tied embedding puts out, so that its matrix gets the unembedding's gradient alone."""
+        if not self.parts.tied:
+            yield
+            return
+
+        def cut(_module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+            assert self._cut is not None
+            leaf = out.detach().requires_grad_()
+            self._cut.append((args[0].detach().flatten(), leaf))
+            return leaf
+
+        self._cut = []
+        handle = self.parts.embedding.register_forward_hook(cut)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._cut = None
+
+    def _gradients_of_shards(self, scalar: Tensor, also: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+        embeddings, self._cut = self._cut or [], None if self._cut is None else []
+        others = [*also.values(), *(leaf for _, leaf in embeddings)]
+        found = gradients(self.parts.model, scalar, list(self.stored.values()), others)
+        by_name = dict(zip(self.stored, found, strict=False))
+        result: dict[Any, Tensor] = {use.name: by_name[self.source[use.name]] for use in self.uses}
+        beside = found[len(self.stored) :]
+        for (tokens, _), gradient in zip(embeddings, beside[len(also) :], strict=True):
+            name = next(use.name for use in self.uses if use.module is self.parts.embedding)
+            result[name] = self.embedding_gradient(tokens, gradient.flatten(0, -2))
+        return {**result, **dict(zip(also, beside, strict=False))}
 
     def _block(self, kind: str) -> pd.DataFrame:
         if kind == "row":
@@ -281,6 +383,11 @@ class Components:
                     yield Use(name, module, attribute, (), torch.tensor([group]), False)
                     continue
                 yield Use(name, module, attribute, *claims[module, attribute])
+
+    def _placed(self, use: Use) -> Use:
+        parameter = use.parameter
+        several = self.together.several
+        return replace(use, sharded=parameter, rows=rows_here(parameter, self.together)) if several else use
 
     def _claims(self) -> Iterator[tuple[tuple[nn.Module, str], tuple[tuple[int, ...], Tensor, bool]]]:
         """((module, attribute), (axes, owners, output)) for every parameter that components own."""

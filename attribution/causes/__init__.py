@@ -89,11 +89,11 @@ def attribute(
     """
     asked = Asked(method, path, nodes, queries, verify, seed)
     reference = asked.default_reference() if reference is None else reference
-    index = Components(model)
+    index = asked.readable(Components(model))
     positions = np.arange(len(index)) if components is None else index.positions(components)
     read = metric_named(metric)
     accepted = (*REFERENCES, VOCABULARY) if method == "conductance" else REFERENCES
-    given = Given.encoded(index.parts, tokenizer, samples, read, reference, counterfactuals, accepted)
+    given = Given.encoded(index.parts, tokenizer, samples, read, reference, counterfactuals, accepted, whole=False)
     with torch.inference_mode(False), evaluating(index.parts.model):  # gradients are taken, whatever the caller's mode
         found = [asked.run(index, positions, *each, read) for each in given.batches(progress)]
         floor = floor_of(asked, index, positions, given, found[0], read) if rounds(index.parts) else None
@@ -154,7 +154,7 @@ def ablate(
     index = Components(model)
     chosen = {name: index.positions(members) for name, members in sets.items()}
     read = metric_named(metric)
-    given = Given.encoded(index.parts, tokenizer, samples, read, reference, counterfactuals)
+    given = Given.encoded(index.parts, tokenizer, samples, read, reference, counterfactuals, whole=False)
     with evaluating(index.parts.model):
         found = [ablate_sets(index, chosen, batch, values, read) for batch, values in given.with_values()]
     return pd.DataFrame({

@@ -24,6 +24,7 @@ from attribution.metrics import Metric, kl
 from attribution.models import Anatomy, output_weights
 from attribution.replay import Replay
 from attribution.samples import Batch
+from attribution.sharding import present
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
 TOKENS_ON_CPU = 1_024  # is faster while they fit its cache
@@ -167,7 +168,8 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values, proj
     activation = replay.activations[site]
     value = like(values[site], activation)
     if _adds(parts, site.kind):
-        written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T.contiguous()  # [unit, width]
+        with present(parts.model, parts.mlp_out[site.layer]):
+            written = output_weights(parts.mlp_out[site.layer], parts.row)[:, units].T.contiguous()  # [unit, width]
         change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
         if site.layer == parts.depth - 1:
             scored = replay.scored.to(after.device)

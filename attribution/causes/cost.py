@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attribution.sharding import local
+
 
 def size(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors; those that share a storage count it once."""
@@ -27,7 +29,7 @@ class Saved:
 def saved(model: nn.Module) -> Iterator[Saved]:
     """Count what autograd saves inside the block, without the model's own parameters and buffers."""
     found = Saved()
-    seen = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    seen = {local(each).untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

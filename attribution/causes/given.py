@@ -14,23 +14,31 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from attribution.causes.reference import REFERENCES, Reference, Values, at_sites, check_reference
-from attribution.errors import DataError, ModelError
+from attribution.errors import DataError
 from attribution.metrics import Metric, check_scorable
 from attribution.models import Anatomy
 from attribution.samples import Batch, Encoded, Sample, batches, collate, encode
+from attribution.sharding import check_callable, check_whole, device_of
 
 BATCH_SIZE = 64  # samples of one pass
 
 
-def encoded_for(parts: Anatomy, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]) -> list[Encoded]:
+def encoded_for(
+    parts: Anatomy, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, whole: bool = True
+) -> list[Encoded]:
     """Encode samples for a model that is to run them.
+
+    Args:
+        parts, tokenizer, samples: what to encode for what.
+        whole: all of the model has to lie in this process's memory.
 
     Raises:
         DataError: as `encode`, or a token that the model does not have.
         ModelError: weights that are not in memory.
     """
-    if any(parameter.is_meta for parameter in parts.model.parameters()):
-        raise ModelError("some of the model's weights are offloaded; open it where all of them fit in memory")
+    check_callable(parts.model)
+    if whole:
+        check_whole(parts.model, "this question")
     listed = encode(tokenizer, samples, context=getattr(parts.model.config, "max_position_embeddings", None))
     largest = max(max(*each.ids, *(token for _, token in each.contrasts)) for each in listed)
     if largest >= parts.vocabulary:
@@ -60,10 +68,12 @@ class Given:
         reference: str,
         counterfactuals: Sequence[Sample] | None,
         accepted: Sequence[str] = REFERENCES,
+        *,
+        whole: bool = True,
     ) -> Given:
-        """Check and encode them. Raises as `attribute`."""
-        listed = encoded_for(parts, tokenizer, samples)
-        others = encoded_for(parts, tokenizer, counterfactuals) if counterfactuals else None
+        """Check and encode them; `whole` as in `encoded_for`. Raises as `attribute`."""
+        listed = encoded_for(parts, tokenizer, samples, whole=whole)
+        others = encoded_for(parts, tokenizer, counterfactuals, whole=whole) if counterfactuals else None
         check_reference(reference, listed, others, accepted)
         check_scorable(metric, batches(listed, BATCH_SIZE), parts.vocabulary)
         return cls(parts, listed, reference, others)
@@ -74,7 +84,7 @@ class Given:
 
     def batches(self, progress: bool = False) -> Iterator[tuple[Batch, Reference]]:
         """Batches, each with its references."""
-        device = next(self.parts.model.parameters()).device
+        device = device_of(self.parts.model)
         others = self.counterfactuals or []
         common = Reference(self.reference, batches(others, BATCH_SIZE, device))
         places = range(0, len(self.samples), BATCH_SIZE)

@@ -22,6 +22,7 @@ from attribution.errors import ConfigError
 from attribution.metrics import Metric
 from attribution.models import Anatomy
 from attribution.samples import Batch, Encoded
+from attribution.sharding import check_whole
 
 METHODS = ("ablation", "gradient", "integrated", "conductance")
 PATHS = ("total", "direct")
@@ -61,6 +62,22 @@ class Asked:
             raise ConfigError(f"verify={self.verify} is not possible: {why}; leave it at 0, or choose another method")
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed} cannot start a draw; expected 0 or more")
+
+    def readable(self, index: Components) -> Components:
+        """The same components; refuses a model whose weights do not all lie here, where the method would need them all.
+
+        Raises:
+            ModelError: it is sharded over processes, or partly offloaded.
+        """
+        readable = {"ablation", "gradient"} if index.together.several else {"ablation"}  # FSDP gathers in backward passes too
+        if self.method not in readable or self.path != "total" or self.queries:
+            check_whole(index.parts.model, self._called)
+        return index
+
+    @property
+    def _called(self) -> str:
+        options = [*(["path='direct'"] if self.path == "direct" else []), *(["queries=True"] if self.queries else [])]
+        return f"method {self.method!r}" + (f" with {' and '.join(options)}" if options else "")
 
     def default_reference(self) -> str:
         return VOCABULARY if self.method == "conductance" else "zero"

@@ -17,6 +17,7 @@ from attribution.capture import Edit, Site, rewritten, scored_logits, sites, tap
 from attribution.errors import ConfigError, DataError
 from attribution.models import Anatomy
 from attribution.samples import Batch, Encoded, collate
+from attribution.sharding import device_of
 
 REFERENCES = ("zero", "mean", "resample")
 VOCABULARY = "vocabulary"  # of input embeddings alone
@@ -103,7 +104,7 @@ def mean_activations(parts: Anatomy, batches: Sequence[Batch]) -> Values:
 
 def aligned_activations(parts: Anatomy, counterfactuals: Sequence[Encoded]) -> Values:
     """Activations on counterfactuals, position by position: Float [sample, position, feature] per site."""
-    return at_sites(parts)(collate(counterfactuals, next(parts.model.parameters()).device))
+    return at_sites(parts)(collate(counterfactuals, device_of(parts.model)))
 
 
 class Reference:
@@ -138,7 +139,7 @@ class Reference:
 
 def zeros(parts: Anatomy) -> Values:
     """Zero at every site."""
-    zero = torch.zeros((), device=next(parts.model.parameters()).device)
+    zero = torch.zeros((), device=device_of(parts.model))
     return defaultdict(lambda: zero)
 
 

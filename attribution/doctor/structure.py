@@ -166,6 +166,6 @@ def _limits(found: Structure, plan: Plan) -> Iterator[str]:
     if found.context is not None and plan.length > found.context:
         yield f"Samples of {plan.length} tokens are refused: the context window is {found.context}."
     yield (
-        "Refused: several processes, DataParallel, DeepSpeed, optimizers that step inside the backward pass, and adapters "
-        "other than LoRA on linear layers."
+        "Refused: DataParallel, DeepSpeed, FSDP version 1, tensor, pipeline and hybrid parallel models, optimizers that step "
+        "inside the backward pass, and adapters other than LoRA on linear layers."
     )

@@ -5,6 +5,8 @@ which the optimizer is about to consume; this file undoes what was done to that 
 loss's normalizer, and, where the unembedding is tied, the embedding's part. After the step one more pass over the same
 tokens, with the same dropout masks, gives the same quantities again.
 
+Where several processes train one model, the batch is that of all of them: what each saw is put together at the step.
+
 Knows the model's forward and its gradients; knows nothing about trainers.
 """
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from attribution.capture import Site, not_checkpointing
 from attribution.components import Components
 from attribution.samples import IGNORED
+from attribution.sharding import ALONE, Processes, local, processes, usable
 from attribution.updates.share import all_trainable
 from attribution.updates.sizes import Sizes, TrainingSizes
 from attribution.updates.watcher import Watcher
@@ -54,13 +57,16 @@ class Watched:
     """One step's batch as the optimizer got it.
 
     Attributes:
-        passes: its micro-batches.
+        passes: its micro-batches in this process.
         clip_factor: consumed / raw gradient, None where no single factor explains the two.
-        embedding_use: gradient through the embedding of a tied matrix, before clipping; None where nothing is tied.
+        embedding_use: gradient through the embedding of a tied matrix, before clipping, what of it lies here; None where
+            nothing is tied.
         sizes: of activations and gradients in the training passes.
         effective: raw gradients of effective weights under adapters, by name; None where the weights themselves train.
         scale: by which a loss scaler multiplied the loss, and so every raw gradient.
         consumed_scale: the same of gradients as the optimizer gets them; a fused optimizer divides by it itself.
+        among: the processes that saw a part of the batch; the loss is the mean of theirs.
+        told: by each of them, what it knows of its own part, see `own`.
     """
 
     passes: list[_Pass]
@@ -70,13 +76,38 @@ class Watched:
     effective: dict[str, Tensor] | None = None
     scale: float = 1.0
     consumed_scale: float = 1.0
+    among: Processes = ALONE
+    told: list[tuple[float | None, float | None, bool]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        unknown = float("nan")
+        only, log_prob, replayable = self.own
+        found = self.among.each(unknown if only is None else only, unknown if log_prob is None else log_prob, replayable)
+        known = [[None if value != value else value for value in each] for each in found]
+        self.told = [(each[0], each[1], bool(each[2])) for each in known]
+
+    @property
+    def own(self) -> tuple[float | None, float | None, bool]:
+        """Of the passes in this process: the normalizer that they share, log_prob, whether they can be run again."""
+        normalizers = {p.normalizer for p in self.passes}
+        values = [p.log_prob for p in self.passes if p.log_prob is not None]
+        return (
+            normalizers.pop() if len(normalizers) == 1 else None,
+            sum(values) if values and len(values) == len(self.passes) else None,
+            all(p.replayable for p in self.passes),
+        )
 
     @property
     def normalizer(self) -> float | None:
         """What the loss divides the summed log-probability by; None where it is no such sum, or differs in the batch."""
-        found = {p.normalizer for p in self.passes}
+        found = {only for only, _, _ in self.told}
         only = found.pop() if len(found) == 1 else None
-        return None if only is None else only * self.scale
+        return None if only is None else only * self.scale * self.among.size
+
+    @property
+    def replayable(self) -> bool:
+        """Whether every pass can be run again, in every process."""
+        return all(replayable for _, _, replayable in self.told)
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -86,8 +117,8 @@ class Watched:
     @property
     def log_prob(self) -> float | None:
         """Sum of log p(label) over the batch, nats."""
-        values = [p.log_prob for p in self.passes if p.log_prob is not None]
-        return sum(values) if values and len(values) == len(self.passes) else None
+        values = [log_prob for _, log_prob, _ in self.told if log_prob is not None]
+        return sum(values) if len(values) == len(self.told) else None
 
     @property
     def loss(self) -> float | None:
@@ -119,13 +150,15 @@ class BatchWatch(Watcher):
     stopped: Tensor | None = None
     ablated: bool = False
     _passes: list[_Pass] = field(default_factory=list)
-    _raw: Tensor | None = None  # raw gradient of the reference tensor
+    _raw: Tensor | None = None  # raw gradient of the reference tensor, what of it lies here
     _embedding_use: Tensor | None = None
+    _embedded: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # tokens and gradients, of one of several processes
 
     def start(self) -> None:
         parts = self.components.parts
         self._called = self.model or parts.model
         self._called_on = next(self._called.parameters()).device
+        self.among = processes(self._called_on)
         self._sizes = TrainingSizes(self.components, self.modules)
         self._reference = self._reference_tensor()
         super().start()
@@ -163,10 +196,13 @@ class BatchWatch(Watcher):
             scale, consumed_scale: as in `Watched`.
         """
         effective = self.effective.take() if self.effective else None
+        if effective and self.among.several:
+            effective = {name: self.among.sum(gradient) / self.among.size for name, gradient in effective.items()}
         used = [p for p in self._passes if p.used]
         clip = self._clip_factor(scale / consumed_scale)
-        watched = Watched(used, clip, self._embedding_use, self._sizes.take(), effective, scale, consumed_scale)
-        self._passes, self._raw, self._embedding_use = [], None, None
+        sizes = self._sizes.take().together(self.among)
+        watched = Watched(used, clip, self._through_embedding(), sizes, effective, scale, consumed_scale, self.among)
+        self._passes, self._raw, self._embedding_use, self._embedded = [], None, None, []
         return watched
 
     def gradients(self, watched: Watched) -> dict[str, Tensor]:
@@ -177,12 +213,12 @@ class BatchWatch(Watcher):
         if watched.effective is not None:
             factor = (watched.clip_factor or 1.0) / watched.scale
             shared = {use.name: use.parameter.grad for use in self.components.uses if use.parameter.grad is not None}
-            trained = {name: gradient / watched.consumed_scale for name, gradient in shared.items()}
+            trained = {name: local(gradient) / watched.consumed_scale for name, gradient in shared.items()}
             return {**trained, **{name: gradient * factor for name, gradient in watched.effective.items()}}
         shared = self.components.parts.embedding.weight
         found = {}
         for use in self.components.uses:
-            gradient = use.parameter.grad
+            gradient = None if use.parameter.grad is None else local(use.parameter.grad)
             if gradient is not None and watched.embedding_use is not None and use.parameter is shared:
                 embedding = watched.embedding_use * ((watched.clip_factor or 1.0) * watched.consumed_scale / watched.scale)
                 gradient = gradient - embedding if use.output else embedding
@@ -212,8 +248,9 @@ class BatchWatch(Watcher):
             The summed log-probability and the first-order causes of it; None where the loss is not such a sum, or the
             passes cannot be repeated: in passes of the recorder's own nothing is ablated.
         """
-        if self.ablated or watched.normalizer is None or not all(p.replayable for p in watched.passes):
+        if self.ablated or watched.normalizer is None or not watched.replayable:
             return None
+        sharded = self.components.together.several
         uses = [use for use in self.components.uses if use.output]
         total, causes = 0.0, torch.zeros(len(self.components), dtype=torch.float64)
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
@@ -223,6 +260,7 @@ class BatchWatch(Watcher):
                 torch.random.fork_rng(devices=devices),
                 torch.enable_grad(),
                 not_checkpointing(self.components.parts.model),
+                usable(self.components.parts.model),
                 self.components.untied(),
                 all_trainable(self.components),
             ):
@@ -231,10 +269,14 @@ class BatchWatch(Watcher):
                 _set_random(each.random)
                 with torch.autocast(*each.autocast) if each.autocast else nullcontext():
                     log_prob = self._log_prob(each.inputs)
-                found = torch.autograd.grad(log_prob, [use.parameter for use in uses], materialize_grads=True)
-                causes += self.components.first_order({use.name: g for use, g in zip(uses, found, strict=True)})
+                if sharded:  # the mean over processes, where the sum is wanted
+                    gradients = self.components.gradients(log_prob * self.among.size)
+                else:
+                    found = torch.autograd.grad(log_prob, [use.parameter for use in uses], materialize_grads=True)
+                    gradients = {use.name: g for use, g in zip(uses, found, strict=True)}
+                causes += self.components.first_order(gradients)
                 total += log_prob.item()
-        return total, causes
+        return self.among.sums(total)[0], causes if sharded else self.among.sum(causes)
 
     def _log_prob(self, inputs: Mapping[str, Any]) -> Tensor:
         parts = self.components.parts
@@ -265,7 +307,9 @@ class BatchWatch(Watcher):
 
     def _clip_factor(self, scale: float) -> float | None:
         """Consumed / raw gradient of the reference tensor, the raw one divided by a scale."""
-        consumed = None if self._reference is None else self._reference.grad
+        consumed = None if self._reference is None or self._reference.grad is None else local(self._reference.grad)
+        if self.among.several:
+            return self._clip_factor_of_all(consumed, scale)
         if consumed is None or self._raw is None or not self._raw.norm() > 0:
             return None
         raw = self._raw if scale == 1 else self._raw / scale
@@ -275,16 +319,48 @@ class BatchWatch(Watcher):
         rounding = max(1e-4, 2 * torch.finfo(raw.dtype).eps)
         return factor if torch.allclose(consumed, raw * factor, rtol=rounding, atol=0) else None
 
+    def _clip_factor_of_all(self, consumed: Tensor | None, scale: float) -> float | None:
+        """The same where each process had a raw gradient of its own (DDP averages them) or holds a shard (FSDP has averaged).
+
+        Averages are rounded as they are added up, so small elements may be further off than by a factor's rounding.
+        """
+        missing = consumed is None or self._raw is None
+        if self.among.sums(missing)[0] or consumed is None or self._raw is None:
+            return None
+        averaged = self._raw if self.components.together.several else self.among.sum(self._raw) / self.among.size
+        raw = averaged / scale
+        squares = self.among.sums(consumed.double().square().sum().item(), raw.double().square().sum().item())
+        if self.among.sums(not torch.equal(consumed, raw))[0] == 0 and squares[1] > 0:
+            return 1.0
+        factor = (squares[0] / squares[1]) ** 0.5 if squares[1] > 0 else float("nan")
+        rounding = max(1e-4, 2 * torch.finfo(raw.dtype).eps)
+        bound = rounding * consumed.abs() + 1e-6 * (squares[0] / max(1, consumed.numel())) ** 0.5
+        off = not bool(((consumed - raw * factor).abs() <= bound).all())
+        return None if self.among.sums(off)[0] else factor
+
+    def _through_embedding(self) -> Tensor | None:
+        """Gradient through a tied embedding: of the mean of the processes' losses, from all their tokens."""
+        if not self.among.several or not self.components.parts.tied or self.effective is not None:
+            return self._embedding_use
+        width = self.components.parts.embedding.embedding_dim
+        tokens = torch.cat([torch.zeros(0, dtype=torch.long, device=self._called_on), *(each for each, _ in self._embedded)])
+        gradient = torch.cat([torch.zeros(0, width, device=self._called_on), *(each for _, each in self._embedded)])
+        return self.components.embedding_gradient(self.among.rows(tokens), self.among.rows(gradient) / self.among.size)
+
     def _dropped(self) -> bool:
         """Whether the gradients of the batch so far are gone: none are left, or zeros where there was something."""
         if self._reference is None:
             return False
         gradient, raw = self._reference.grad, self._raw
+        if self.among.several:  # without a synchronization FSDP keeps gradients elsewhere until the last micro-batch
+            found = (0.0 if each is None else float(local(each).any()) for each in (raw, gradient))
+            before, now = self.among.sums(*found)
+            return (gradient is None and raw is not None) or (before > 0 and now == 0 and gradient is not None)
         return gradient is None or (raw is not None and bool(raw.any()) and not bool(gradient.any()))
 
     def _keep_raw(self, parameter: nn.Parameter) -> None:
         if not self._paused and parameter.grad is not None:
-            self._raw = parameter.grad.detach().clone()
+            self._raw = local(parameter.grad).clone()
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._paused or not torch.is_grad_enabled():
@@ -342,14 +418,13 @@ class BatchWatch(Watcher):
     def _watch_embedding(self, _module: nn.Module, args: tuple, output: Tensor) -> None:
         if self._paused or not output.requires_grad:
             return
-        tokens, embedding = args[0].detach().flatten(), self.components.parts.embedding
-        scale = self.components.parts.embedding_scale
-        kept = tokens != (-1 if embedding.padding_idx is None else embedding.padding_idx)
+        tokens = args[0].detach().flatten()
 
         def scatter(gradient: Tensor) -> None:
-            if self._embedding_use is None:
-                self._embedding_use = torch.zeros_like(embedding.weight)
-            self._embedding_use.index_add_(0, tokens[kept], gradient.flatten(0, -2)[kept].to(embedding.weight.dtype) * scale)
+            if self.among.several:
+                self._embedded.append((tokens, gradient.flatten(0, -2)))
+                return
+            self._embedding_use = self.components.embedding_gradient(tokens, gradient.flatten(0, -2), self._embedding_use)
 
         output.register_hook(scatter)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from attribution.components import Components
+from attribution.sharding import local, rounded_to, same_everywhere, settle
 from attribution.updates.batch import BatchWatch, Watched
 from attribution.updates.planned import plannable, planned_step
 from attribution.updates.share import Path
@@ -55,32 +56,42 @@ class BatchStep:
         self._plans = rounded and plannable(optimizer) and watch.effective is None
 
     def look(self) -> Before:
-        """The batch and the norm of its gradient, which takes next to nothing."""
+        """The batch and the norm of its gradient, which takes next to nothing.
+
+        Raises:
+            RecordError: processes that hold the same model have different gradients.
+        """
+        settle(self.components.parts.model)
         handed = getattr(self.optimizer, "grad_scale", None)  # to a fused optimizer, which divides by it itself
         consumed_scale = 1.0 if handed is None else float(handed)
         scale = float(self.scaler.get_scale()) if self.scaler is not None else consumed_scale
         watched = self.watch.take(scale, consumed_scale)
-        gradients = [parameter.grad for parameter in self._trained() if parameter.grad is not None]
-        return Before(watched, get_total_norm(gradients).item() / consumed_scale)
+        gradients = [local(parameter.grad) for parameter in self._trained() if parameter.grad is not None]
+        norm = get_total_norm(gradients).item()
+        if (together := self.components.together).several:
+            norm = together.sums(norm**2)[0] ** 0.5
+        else:
+            same_everywhere(self.watch.among, norm, "gradients")
+        return Before(watched, norm / consumed_scale)
 
     def before(self, seen: Before) -> Before:
         """The same with causes, sizes and norms."""
         watched, reduce = seen.watched, self.components.reduce
         gradients = self.watch.gradients(watched)
         squares = {
-            "weight_norm": reduce(lambda use: use.parameter.detach().square()),
+            "weight_norm": reduce(lambda use: use.values.square()),
             "grad_norm": reduce(lambda use: gradients[use.name].square() if use.name in gradients else None),
         }
         if self._plans:
             held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
             squares["intended_norm"] = reduce(
-                lambda use: planned_step(self.optimizer, use.parameter).square() if use.parameter in held else None
+                lambda use: local(planned_step(self.optimizer, use.parameter)).square() if use.parameter in held else None
             )
         return Before(
             watched,
             seen.grad_norm,
             gradients,
-            {p: p.grad._version for p in self._trained() if p.grad is not None},
+            {p: local(p.grad)._version for p in self._trained() if p.grad is not None},
             {
                 "cause_before": self.watch.causes(watched, gradients),
                 "activation_before": watched.sizes.activation,
@@ -92,7 +103,8 @@ class BatchStep:
     def after(self, before: Before, path: Path) -> tuple[dict[str, Tensor], list[str]]:
         """Columns per group (squared norms of weights, gradient and change, <g, dtheta>, fraction changed), and notes."""
         products, notes = path.products(before.gradients), []
-        if any(getattr(p.grad, "_version", None) != version for p, version in before.versions.items()):
+        now = {p: None if p.grad is None else local(p.grad)._version for p in before.versions}
+        if now != before.versions:
             notes.append("<g, dtheta>: this optimizer writes into the gradients, which cannot be read after its step.")
             products = torch.full_like(products, float("nan"))
         if self.watch.ablated:
@@ -107,6 +119,8 @@ class BatchStep:
             notes.append(
                 f"Training ran under autocast in {before.watched.autocast}: causes on the batch are no more precise than that."
             )
+        if (rounded := rounded_to(self.components.parts.model)) is not None:
+            notes.append(f"FSDP rounds weights to {rounded} in every pass: all that passes tell is no more precise than that.")
         if before.watched.clip_factor is None:
             notes.append(
                 "Clip factor: no single factor explains the consumed gradient in some step; there, batch causes contain it."

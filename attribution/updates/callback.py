@@ -94,12 +94,18 @@ class RecorderCallback(TrainerCallback):
         whole = state.global_step % self._boundary == 0  # also of those that the trainer writes unasked
         there = folder.is_dir()  # where a trainer keeps a few by their dates, the newest is gone once the clock was set back
         if self._open and whole and there and state.global_step < state.max_steps:  # from the last one it would go one too far
-            self.recorder.save(folder)
+            self._save(folder)
             self._saved = time.monotonic()
-            if self._keep is not None:
-                _remove_older(folder, self._keep)
         if (error := self._stopping()) is not None:
             raise error
+
+    def _save(self, folder: Path) -> None:
+        if not self.recorder.resumable:
+            self.recorder.note("Checkpoints: several processes train the model, so that its recording cannot go on from one.")
+            return
+        self.recorder.save(folder)
+        if self._keep is not None:
+            _remove_older(folder, self._keep)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._open = False

@@ -105,7 +105,7 @@ def _first(reaches: Callable[[int], bool], most: int) -> int | None:
 def _ranked(before: Components, after: Components, found: Sequence[Batch], metric: Metric) -> np.ndarray:
     """Positions of all components, the one with the largest share of the change first; ties in the order of the table."""
     pairs = zip(before.uses, after.uses, strict=True)
-    changes = {use.name: other.parameter.detach() - use.parameter.detach() for use, other in pairs}
+    changes = {use.name: other.values - use.values for use, other in pairs}
     total = torch.zeros(before.group_count, dtype=torch.float64)
     for components in (before, after):
         gradients = read(components, found, metric).gradients

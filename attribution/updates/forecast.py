@@ -34,6 +34,7 @@ from attribution.errors import ConfigError
 from attribution.metrics import Metric, check_scorable, log_prob, metric_named
 from attribution.models import Anatomy
 from attribution.samples import Batch, ProbeSet, Sample, batches, encode
+from attribution.sharding import check_whole
 from attribution.updates.compare import compare
 from attribution.updates.first_step import first_step, held_by, in_stored
 from attribution.updates.planned import planned_step
@@ -110,6 +111,7 @@ def forecast(
     """
     while type(optimizer).__name__ == "AcceleratedOptimizer":
         optimizer = optimizer.optimizer
+    check_whole(model, "a forecast")
     twin = effective(model)
     components = Components(model if twin is None else twin.model)
     parts = components.parts if twin is None else replace(components.parts, model=twin.original)

@@ -26,6 +26,7 @@ from attribution.components import Component, Components
 from attribution.errors import ConfigError, ModelError
 from attribution.metrics import Metric, metric_named
 from attribution.samples import Batch, ProbeSet, batches, encode
+from attribution.sharding import settle
 
 REMAINDER = "remainder"
 
@@ -126,9 +127,10 @@ def swapped(into: Components, source: Components, mask: Tensor) -> Iterator[None
     """Give the groups in `mask` (Bool [groups]) of one model the weights of another, inside the block.
 
     Raises:
-        ModelError: two models whose parameters do not correspond.
+        ModelError: two models whose parameters do not correspond, or do not lie alike in processes; a tied matrix in shards.
     """
     check_same_parameters(into, source)
+    into.check_separable()
     saved: list[tuple[Tensor, Tensor]] = []
     with into.untied():
         try:
@@ -137,14 +139,16 @@ def swapped(into: Components, source: Components, mask: Tensor) -> Iterator[None
                     chosen = mask[use.owners]
                     if not chosen.any():
                         continue
-                    parameter, values = use.parameter, other.parameter.detach().to(use.parameter.device)
-                    saved.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(torch.where(use.spread(chosen), values, parameter))
+                    weight = use.values
+                    saved.append((weight, weight.clone()))
+                    weight.copy_(torch.where(use.spread(chosen), other.values.to(weight.device), weight))
+            settle(into.parts.model)
             yield
         finally:
             with torch.no_grad():
-                for parameter, values in saved:
-                    parameter.copy_(values)
+                for weight, values in saved:
+                    weight.copy_(values)
+            settle(into.parts.model)
 
 
 def readable(components: Components, tokenizer: PreTrainedTokenizerBase, probes: Sequence[ProbeSet]) -> dict[str, list[Batch]]:
@@ -170,9 +174,13 @@ def level(components: Components, found: Sequence[Batch], metric: Metric) -> flo
 
 
 def check_same_parameters(one: Components, other: Components) -> None:
-    """Raise ModelError unless one model may be a finetuned copy of the other."""
+    """Raise ModelError unless one model may be a finetuned copy of the other, and lies in processes as it does."""
     if [(use.name, use.parameter.shape) for use in one.uses] != [(use.name, use.parameter.shape) for use in other.uses]:
         raise ModelError("the two models have different parameters; a graft needs a model and a finetuned copy of it")
+    if one.together.size != other.together.size:
+        raise ModelError(
+            f"one model is sharded over {one.together.size} processes, the other over {other.together.size}; shard both alike"
+        )
 
 
 def _mask(components: Components, members: Iterable[Component] | pd.DataFrame | str) -> Tensor:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from attribution.components import Components
+from attribution.sharding import settle
 
 
 class OutputNorms:
@@ -31,21 +32,27 @@ class OutputNorms:
         """Scale every component's output weights to the norm kept, directions as they are; undone bit by bit on exit.
 
         A component whose output weights are zero stays as it is. Of a tied matrix only the use as unembedding is scaled.
+
+        Raises:
+            ModelError: a tied matrix in shards.
         """
+        self.components.check_separable()
         with self.components.untied(), torch.no_grad():
             now = self._measured()
             factors = torch.where(now > 0, self.norms / now, 1.0)
             before = []
             for use in self.components.uses:
                 if use.output:
-                    weight = use.parameter
-                    before.append((weight, weight.detach().clone()))
+                    weight = use.values
+                    before.append((weight, weight.clone()))
                     weight.mul_(use.spread(factors[use.owners].to(weight)))
+            settle(self.components.parts.model)
             try:
                 yield
             finally:
                 for weight, kept in before:
                     weight.copy_(kept)
+                settle(self.components.parts.model)
 
     def _measured(self) -> torch.Tensor:
-        return self.components.reduce(lambda use: use.parameter.detach().square(), output_only=True).sqrt()
+        return self.components.reduce(lambda use: use.values.square(), output_only=True).sqrt()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from attribution.components import Components
 from attribution.errors import ConfigError
@@ -51,6 +52,27 @@ class Readings:
         self.first: dict[str, float] = {}
         self._milestones = Schedule(settings["milestones"])
         self._ablated: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        components: Components,
+        tokenizer: PreTrainedTokenizerBase | None,
+        probes: Sequence[ProbeSet],
+        watched: Sequence[ProbeSet],
+        sets: Mapping[str, np.ndarray],
+        compared: Mapping[str, np.ndarray],
+        settings: Mapping[str, Any],
+    ) -> Readings:
+        """Of sets of samples, encoded here; a tokenizer is needed where there are any. Raises DataError."""
+        readers, watches = [], []
+        if tokenizer is not None:
+            for place, probe in enumerate(probes):
+                beside = () if place and "beside" in settings["primary_only"] else settings["beside"]
+                how = settings["metric"], settings["reference"], settings["share_passes"], beside
+                readers.append(ProbeReader(probe, components, tokenizer, *how))
+            watches = [Watch(each, components, tokenizer) for each in watched]
+        return cls(components, readers, watches, sets, compared, settings)
 
     def start(self, record: Record, everything: bool, selection: Selection) -> None:
         """Read and write the model before training."""

@@ -5,6 +5,7 @@ Knows the run directory and clocks; knows nothing about how values were measured
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,38 @@ from typing import Any
 
 import pandas as pd
 
-from attribution.store import RunWriter
+from attribution.errors import AttributionError, RecordError
+from attribution.sharding import Processes
+from attribution.store import RunWriter, Unwritten
 from attribution.updates.provenance import versions
 
 FLUSH_SECONDS = 15.0
+
+
+def opened(
+    path: str | os.PathLike[str] | RunWriter, config: Mapping[str, Any], parts: Mapping[str, int] | None, among: Processes
+) -> Record:
+    """The record of a training at `path`; of several processes one writes it, and the others learn where it cannot.
+
+    Raises:
+        RunError: the directory cannot be used.
+        RecordError: an open writer, or a record to go on with, in one of several processes.
+    """
+    if among.several and (isinstance(path, RunWriter) or parts is not None):
+        raise RecordError(
+            f"{among.size} processes train this model together, whose recording neither goes on from a checkpoint nor into a "
+            "directory that is open; give a new directory"
+        )
+    if isinstance(path, RunWriter):
+        return Record(path, own=False)
+    writer, refused = Unwritten(path), None
+    if among.writes:
+        try:
+            writer = RunWriter(path, config, parts=parts)
+        except AttributionError as error:
+            refused = error
+    among.agree(refused)
+    return Record(writer, own=True)
 
 
 class Record:

@@ -25,14 +25,14 @@ from transformers import PreTrainedTokenizerBase
 from attribution.components import KINDS, Component, Components
 from attribution.errors import ConfigError, RecordError, RunError
 from attribution.samples import Completion, ProbeSet
+from attribution.sharding import local, processes, same_everywhere
 from attribution.store import BATCH, RunWriter, read_json, write_atomic, write_json
 from attribution.updates.batch import BatchWatch
 from attribution.updates.batch_step import BatchStep, Before
 from attribution.updates.completions import EVERY, Completions, lines, told
-from attribution.updates.probes import ProbeReader, Watch
 from attribution.updates.provenance import shape
 from attribution.updates.readings import Readings, check_settings, only_primary
-from attribution.updates.record import Record
+from attribution.updates.record import Record, opened
 from attribution.updates.seam import effective, elsewhere, overflowed, recordable
 from attribution.updates.selection import Schedule, Selection
 from attribution.updates.share import PASSES, Path
@@ -210,6 +210,11 @@ class Recorder:
             record.writer.finish(self.result())
 
     @property
+    def resumable(self) -> bool:
+        """Whether one process trains the model, so that the record can go on from a checkpoint."""
+        return not self._among.several
+
+    @property
     def steps(self) -> int:
         """Optimizer steps seen so far."""
         return self._record.steps if self._record is not None else 0
@@ -228,7 +233,12 @@ class Recorder:
         """Write into a checkpoint of the training what a resumed recording needs; call it between steps.
 
         The rows so far are flushed, and the folder's `recorder.json`, written last, says that the checkpoint is whole.
+
+        Raises:
+            RecordError: several processes train the model.
         """
+        if not self.resumable:
+            raise RecordError("several processes train this model, whose recording cannot go on from a checkpoint")
         start = self._record.writer.path / START
         if not start.exists():
             write_atomic(start, save(self._readings.tensors()))
@@ -248,7 +258,12 @@ class Recorder:
         """The completions that the next step trains on, or some of them, each with reward and advantage.
 
         They go into samples.jsonl, and their causes into the columns `cause_rewarded`, `cause_high` and `cause_low`.
+
+        Raises:
+            RecordError: several processes train the model, each on completions of its own.
         """
+        if not self.resumable:
+            raise RecordError("several processes train this model: completions are recorded of one; leave them out, or use one")
         self._completions.add(completions)
 
     def intervened(self, positions: np.ndarray, *, ablated: bool) -> None:
@@ -264,30 +279,20 @@ class Recorder:
     def _prepare(self, model: nn.Module) -> None:
         """Everything that can be refused before the directory is touched."""
         given, twin = self._settings, effective(model)
+        self._among = processes(next(model.parameters()).device)
         self._model, self._twin = model, twin
         self.components = Components(model if twin is None else twin.model)
+        if not self.components.together.several:
+            squares = self.components.reduce(lambda use: use.values.square()).sum().item()
+            same_everywhere(self._among, squares, "weights")
         small = len(self.components) <= ALL_UP_TO
         self._after = small if given["batch_after"] is None else given["batch_after"]
         self._everything = small if given["everything"] is None else given["everything"]
-        readers = [
-            ProbeReader(
-                probe,
-                self.components,
-                self.tokenizer,
-                given["metric"],
-                given["reference"],
-                given["share_passes"],
-                () if place and "beside" in given["primary_only"] else given["beside"],
-            )
-            for place, probe in enumerate(self._probe_sets)
-            if self.tokenizer is not None
-        ]
-        watches = [
-            Watch(watched, self.components, self.tokenizer) for watched in self._watched_sets if self.tokenizer is not None
-        ]
         position = self.components.positions
         sets, compared = ({n: position(m) for n, m in given.items()} for given in (self._sets, self._compared))
-        self._readings = Readings(self.components, readers, watches, sets, compared, given)
+        self._readings = Readings.of(
+            self.components, self.tokenizer, self._probe_sets, self._watched_sets, sets, compared, given
+        )
         self._selection.mask(self.components)
         held = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
         if twin is None:
@@ -303,18 +308,16 @@ class Recorder:
         self._step = BatchStep(self.components, self._watch, self._optimizer, self._scaler)
 
     def _open(self) -> Record:
-        if isinstance(self._path, RunWriter):
-            record = Record(self._path, own=False)
-        else:
-            model, readings = self.components.parts.model, self._readings
-            record = Record(RunWriter(self._path, {
-                "model": model.config.name_or_path or type(model).__name__,
-                "recipe": "a loop of its own",
-                "probes": [{"name": probe.name, "samples": len(probe.samples)} for probe in self._probe_sets],
-                "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
-                "sets": {name: len(positions) for name, positions in {**readings.sets, **readings.compared}.items()},
-                **self._settings,
-            }, parts=self._resume and self._resume["parts"]), own=True)  # fmt: skip
+        model, readings = self.components.parts.model, self._readings
+        config = {
+            "model": model.config.name_or_path or type(model).__name__,
+            "recipe": "a loop of its own",
+            "probes": [{"name": probe.name, "samples": len(probe.samples)} for probe in self._probe_sets],
+            "watched": [{"name": watched.name, "samples": len(watched.samples)} for watched in self._watched_sets],
+            "sets": {name: len(positions) for name, positions in {**readings.sets, **readings.compared}.items()},
+            **self._settings,
+        }
+        record = opened(self._path, config, self._resume and self._resume["parts"], self._among)
         if self.tokenizer is not None:
             record.writer.vocabulary([str(self.tokenizer.decode([i])) for i in range(self.components.parts.vocabulary)])
         return record
@@ -342,7 +345,8 @@ class Recorder:
         self._record.note(*self._readings.rules, *elsewhere(self._model, self._optimizer))
         if self._twin is not None:
             self._record.note(*self._twin.not_measured)
-        self._record.describe(model=shape(self.components), adapters=self._twin is not None)
+        told = {"processes": self._among.size, "sharded": self.components.together.several} if self._among.several else {}
+        self._record.describe(model=shape(self.components), adapters=self._twin is not None, **told)
 
     # One step
 
@@ -442,7 +446,7 @@ class Recorder:
         if into is None:
             moving = frozenset() if self._twin is None else self._twin.moving
             trained = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
-            return {name: p.detach().clone() for name, p in stored.items() if p in trained or name in moving}
+            return {name: local(p).clone() for name, p in stored.items() if p in trained or name in moving}
         for name, copy in into.items():
-            copy.copy_(stored[name].detach())
+            copy.copy_(local(stored[name]))
         return into

@@ -1,6 +1,6 @@
 """The torch optimizer as the place where every step can be seen: which trainings have it, and which steps did nothing.
 
-Knows optimizers, trainers' wrappers of them, and adapters; knows nothing about what is recorded.
+Knows optimizers, trainers' wrappers of them, adapters and processes; knows nothing about what is recorded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from attribution.errors import RecordError
+from attribution.sharding import check_trainable
 
 if TYPE_CHECKING:
     from attribution.updates.adapters import Effective
@@ -36,15 +37,12 @@ def recordable(model: nn.Module, optimizer: Any) -> torch.optim.Optimizer:
         )
     if "deepspeed" in type(optimizer).__module__ or not isinstance(optimizer, torch.optim.Optimizer):
         raise RecordError(
-            f"{name} is no torch optimizer, so its steps cannot be seen; train with one, in one process and without DeepSpeed"
+            f"{name} is no torch optimizer, so its steps cannot be seen; train with one, and to shard the model with FSDP2, "
+            "not DeepSpeed"
         )
     if isinstance(model, nn.DataParallel):
         raise RecordError("DataParallel runs replicas that cannot be recorded; use one device (CUDA_VISIBLE_DEVICES=0)")
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise RecordError(
-            f"{torch.distributed.get_world_size()} processes train this model together, of which each would record a part; "
-            "train in one process"
-        )
+    check_trainable(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):

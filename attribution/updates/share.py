@@ -20,6 +20,7 @@ from attribution.capture import evaluating, scored_logits, sites, tapped
 from attribution.components import Components, Use
 from attribution.metrics import Metric
 from attribution.samples import Batch
+from attribution.sharding import local, settle
 from attribution.updates.sizes import Sizes
 
 TOLERANCE, FLOOR = 0.01, 1e-5  # a residual within TOLERANCE |change| + FLOOR (metric units) is resolved
@@ -68,7 +69,7 @@ def read(
         evaluating(components.parts.model),
         components.untied(),
         all_trainable(components),
-        _handed(components, see),
+        _handed(components, None if components.together.several else see),
     ):
         for batch in batches:
             with tapped(components.parts, wanted, differentiable=True) as seen:
@@ -79,6 +80,9 @@ def read(
             if sizes:  # of each sample's own metric, not of the mean over samples
                 sizes.add_rows(rows.detach(), now.pop(_ROWS) * samples)
                 sizes.add(seen, {site: now.pop(site) * samples for site in seen}, batch.mask)
+            if see is not None and components.together.several:  # FSDP's own backward pass gives all of a batch at once
+                for use in components.uses:
+                    see(use, now.pop(use.name))
             for name in [*now] if see is None else ():  # taken out one by one: held on to, they would be a model's worth beside
                 gradient = now.pop(name)  # the next batch's
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
@@ -172,7 +176,7 @@ class Path:
 
     Args:
         components: of the model.
-        start: weights at s = 0, by the names of `Components.stored`; those left out did not change.
+        start: weights at s = 0, what of them lies here, by the names of `Components.stored`; those left out did not change.
     """
 
     def __init__(self, components: Components, start: Mapping[str, Tensor]):
@@ -180,16 +184,17 @@ class Path:
         self._end: dict[str, Tensor] = {}
 
     def change(self, name: str) -> Tensor | None:
-        """End minus start of a stored parameter; None where nothing changes."""
+        """End minus start of what lies here of a stored parameter; None where nothing changes."""
         if name not in self.start:
             return None
-        return self._end.get(name, self.components.stored[name].detach()) - self.start[name]
+        return self._end.get(name, local(self.components.stored[name])) - self.start[name]
 
     @property
     def length(self) -> float:
         """Norm of the whole change."""
         norms = [change.norm() for name in self.start if (change := self.change(name)) is not None]
-        return torch.stack(norms).norm().item()
+        length = torch.stack(norms).norm().item()
+        return self.components.together.sums(length**2)[0] ** 0.5 if self.components.together.several else length
 
     def reduced(self, value: Callable[[Use, Tensor], Tensor | None]) -> Tensor:
         """Sum of an elementwise function of a use and its change, within every group: Float64 [groups]."""
@@ -211,16 +216,18 @@ class Path:
     def at(self, s: float) -> Iterator[None]:
         """Put the model at s; afterwards the end weights are copied back bit by bit."""
         stored = self.components.stored
-        self._end = self._end or {name: stored[name].detach().clone() for name in self.start}
+        self._end = self._end or {name: local(stored[name]).clone() for name in self.start}
         try:
             with torch.no_grad():
                 for name, start in self.start.items():
-                    stored[name].copy_(start + s * (self._end[name] - start))
+                    local(stored[name]).copy_(start + s * (self._end[name] - start))
+            settle(self.components.parts.model)
             yield
         finally:
             with torch.no_grad():
                 for name, end in self._end.items():
-                    stored[name].copy_(end)
+                    local(stored[name]).copy_(end)
+            settle(self.components.parts.model)
 
 
 def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, end: Node, passes: int = PASSES) -> Shares:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attribution.capture import Site, sites
 from attribution.components import Components
+from attribution.sharding import Processes
 from attribution.updates.watcher import Watcher
 
 Key = Site | str
@@ -53,6 +54,22 @@ class Sizes:
             sums[key] = sums[key] + value if key in sums else value
         self._tokens[key] = self._tokens.get(key, 0) + tokens
 
+    def together(self, among: Processes) -> Sizes:
+        """Over the tokens of several processes, with gradients of the mean of their scalars. Every process asks for it."""
+        if not among.several:
+            return self
+        found, told = Sizes(self.components), []
+        for key, count, width in self._blocks():
+            nothing = torch.zeros(count * width)
+            told += [self._activation.get(key, nothing), self._gradient.get(key, nothing) / among.size**2]
+            told.append(torch.tensor([self._tokens.get(key, 0)]))
+        total = among.sum(torch.cat([each.cpu().double() for each in told])).split([len(each) for each in told])
+        for place, (key, _, _) in enumerate(self._blocks()):
+            activation, gradient, tokens = total[3 * place : 3 * place + 3]
+            if tokens > 0:
+                found.add_squares(key, activation, gradient, int(tokens))
+        return found
+
     @property
     def activation(self) -> Tensor:
         """Float64 [components], NaN where nothing was added."""
@@ -63,17 +80,20 @@ class Sizes:
         """Float64 [components], NaN where nothing was added."""
         return self._sizes(self._gradient)
 
-    def _sizes(self, sums: Mapping[Key, Tensor]) -> Tensor:
+    def _blocks(self) -> list[tuple[Key, int, int]]:
+        """What can be added, in the order of components: key, number of components, features of each."""
         parts = self.components.parts
-        blocks: list[tuple[Key, int, int]] = [
+        return [
             *((Site("head", layer), parts.heads, parts.head_dim) for layer in range(parts.depth)),
             *((Site("neuron", layer), parts.neurons, 1) for layer in range(parts.depth)),
             (_ROWS, parts.vocabulary, 1),
         ]
+
+    def _sizes(self, sums: Mapping[Key, Tensor]) -> Tensor:
         unknown = torch.full((), float("nan"), dtype=torch.float64)
         found = [
             sums[key].cpu().double().view(count, width).sum(1) / self._tokens[key] if key in sums else unknown.expand(count)
-            for key, count, width in blocks
+            for key, count, width in self._blocks()
         ]
         return torch.cat(found).sqrt()
 
