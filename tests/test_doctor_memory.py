@@ -52,9 +52,9 @@ TOY = {**memory.SMALL, "hidden_size": 64, "intermediate_size": 176, "num_hidden_
 ONCE = replace(memory._PLAN, max_steps=2, probes=1, probe_samples=4, samples=8, batch_size=4, singles="heads")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [
-    {"probe_samples": 66}, pytest.param({"lora": 2, "everything": False, "batch_after": False}, marks=pytest.mark.long),
+    {"probe_samples": 66}, pytest.param({"lora": 2, "everything": False, "batch_after": False}),
 ])  # fmt: skip
 def test_every_part_of_a_run_takes_what_was_predicted(changes, tmp_path):
     subject = memory.Subject(TOY, replace(ONCE, **changes), "depth")
