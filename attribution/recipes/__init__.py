@@ -86,8 +86,8 @@ class Settings(BaseModel):
 
 def _check_numbers(given: Any, truths: bool) -> None:
     """Raise ValueError for a number that is none, however deep it stands; `truths`: whether true and false belong there."""
-    if isinstance(given, Mapping):
-        given = list(given.values())
+    if isinstance(given, Mapping):  # of settings, which check their own, or of anything
+        given, truths = list(given.values()), True
     if isinstance(given, list | tuple):
         for each in given:
             _check_numbers(each, truths)
