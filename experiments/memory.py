@@ -46,7 +46,8 @@ from attribution.updates.batch import BatchWatch
 from attribution.updates.provenance import versions
 from attribution.updates.recorder import Recorder
 from attribution.worlds.build import word_tokenizer
-from experiments.speed import LLAMA, LiveBytes
+from experiments.subjects import LLAMA
+from experiments.timing import LiveBytes
 
 STEPS = 3
 PARTS = {  # of a run, and what the doctor calls its seconds

@@ -36,12 +36,12 @@ class Size(NamedTuple):
     repeats: int | None = None
 
 
-_LLAMA = {
+LLAMA = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 1024,
     "max_position_embeddings": TOKENS, "tie_word_embeddings": False, "dtype": "float32",
 }  # fmt: skip
-_LARGE = {**_LLAMA, "hidden_size": 896, "intermediate_size": 2624, "num_hidden_layers": 12, "num_attention_heads": 14}
-RANDOM = {"random": Size(_LLAMA, 32, 2), "random-large": Size(_LARGE, 4, 1, repeats=3)}
+_LARGE = {**LLAMA, "hidden_size": 896, "intermediate_size": 2624, "num_hidden_layers": 12, "num_attention_heads": 14}
+RANDOM = {"random": Size(LLAMA, 32, 2), "random-large": Size(_LARGE, 4, 1, repeats=3)}
 
 
 class Subject(NamedTuple):

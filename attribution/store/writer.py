@@ -203,7 +203,11 @@ class Unwritten(RunWriter):
     """Takes what a `RunWriter` takes and writes nothing, in a process beside the one that writes."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path, self.parts = Path(path), {}
+        self.path = Path(path)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        return {}
 
     def add(self, frame: str, rows: pd.DataFrame | Mapping[str, Any]) -> None: ...
     def samples(self, lines: Iterable[Mapping[str, Any]]) -> None: ...

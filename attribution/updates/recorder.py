@@ -286,8 +286,7 @@ class Recorder:
             squares = self.components.reduce(lambda use: use.values.square()).sum().item()
             same_everywhere(self._among, squares, "weights")
         small = len(self.components) <= ALL_UP_TO
-        self._after = small if given["batch_after"] is None else given["batch_after"]
-        self._everything = small if given["everything"] is None else given["everything"]
+        self._after, self._everything = (small if given[n] is None else given[n] for n in ("batch_after", "everything"))
         position = self.components.positions
         sets, compared = ({n: position(m) for n, m in given.items()} for given in (self._sets, self._compared))
         self._readings = Readings.of(
@@ -303,8 +302,7 @@ class Recorder:
             self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), twin.outputs, held, **self._control)
         self._watch.discarded = self.skipped
         every = given["completions"]
-        every = (1 if small else EVERY) if every is None else every
-        self._completions = Completions(self.components, given["metric"], every)
+        self._completions = Completions(self.components, given["metric"], (1 if small else EVERY) if every is None else every)
         self._step = BatchStep(self.components, self._watch, self._optimizer, self._scaler)
 
     def _open(self) -> Record:
