@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,9 @@ from under_fire import KINDS, recorded
 
 from attribution.cli import VERBS, main
 from attribution.errors import AttributionError, RecordError, RunError
+from attribution.launch import Job, slots
 from attribution.models import load
-from attribution.runs import RunConfig, checkpoints, run, workers
+from attribution.runs import RunConfig, checkpoints, run
 from attribution.runs.stopping import Terminated, terminable
 from attribution.samples import ProbeSet, Sample, collate, encode
 from attribution.store import RunWriter, hold, is_finished, read_run
@@ -465,37 +466,48 @@ def test_a_small_disk_that_grows_whenever_it_is_full(given, whole, tmp_path):
 # Processes of a study
 
 
-def work(seconds, path, page):
-    """Stands for a run that lasts, is killed, or breaks."""
+class Lasts(NamedTuple):
+    """Stands for the config of a run that lasts so many seconds, is killed (below 0), or breaks (0)."""
+
+    seconds: float
+
+    def model_dump_json(self) -> str:
+        return json.dumps(self.seconds)
+
+
+def work(config: str, path: str) -> str | None:
+    """Stands for doing it."""
+    seconds = json.loads(config)
     if seconds < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(seconds)
-    path.touch()
-    if not seconds:
-        raise RunError("broken")
+    Path(path).touch()
+    return None if seconds else "broken"
+
+
+def lasting(folder: Path, *seconds: float) -> list[Job]:
+    return [Job("A", Lasts(each), folder / str(number)) for number, each in enumerate(seconds)]  # type: ignore[arg-type]
 
 
 def test_of_a_study_one_worker_may_be_killed(tmp_path, monkeypatch):
     """The others end as they would, and the next run gets a process of its own."""
-    monkeypatch.setattr(workers, "START", "fork")
-    monkeypatch.setattr(workers, "_one_thread", lambda: None)
-
-    monkeypatch.setattr(workers, "run", work)
-    todo = [(seconds, tmp_path / str(number)) for number, seconds in enumerate((0.4, -1, 0.01, 0))]
-    found = dict(workers.outcomes(todo, 2))
-    assert found[0] is None and found[2] is None and found[3] == "broken" and "was killed" in found[1]
+    monkeypatch.setattr(slots, "START", "fork")
+    monkeypatch.setattr(slots, "_one_thread", lambda: None)
+    monkeypatch.setattr(slots, "attempt", work)
+    found = {job.path.name: error for job, error in slots.outcomes_in_slots(lasting(tmp_path, 0.4, -1, 0.01, 0), 2)}
+    assert found["0"] is None and found["2"] is None and found["3"] == "broken" and "SIGKILL" in found["1"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2", "3"]
 
 
 def test_a_study_that_is_terminated_leaves_no_worker(tmp_path, monkeypatch):
     """The signal reached the study's own process alone."""
-    monkeypatch.setattr(workers, "START", "fork")
-    monkeypatch.setattr(workers, "_one_thread", lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    monkeypatch.setattr(workers, "run", work)
+    monkeypatch.setattr(slots, "START", "fork")
+    monkeypatch.setattr(slots, "_one_thread", lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    monkeypatch.setattr(slots, "attempt", work)
     begun = time.monotonic()
     Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     with terminable(), pytest.raises(Terminated):
-        list(workers.outcomes([(60, tmp_path / str(number)) for number in range(3)], 2))
+        list(slots.outcomes_in_slots(lasting(tmp_path, 60, 60, 60), 2))
     assert 0.9 < time.monotonic() - begun < 15 and not multiprocessing.active_children()
 
 

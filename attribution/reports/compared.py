@@ -134,7 +134,7 @@ class Compared:
     @cached_property
     def unit(self) -> str:
         """What an interval is over."""
-        return "models, seeds averaged within each" if len(self.models) > 1 else "training seeds, this model only"
+        return "models, seeds averaged within each" if len(self.models) > 1 else "training seeds, and hold for this model only"
 
     @cached_property
     def pairs(self) -> list[tuple[str, int]]:

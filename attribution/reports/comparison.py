@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 TOP, MOST = 10, 16  # rows of a table; neurons of a layer in a heat map
 _CAUTION = (
     "Both sides are read where each of them ended. Whatever moved a model further, more steps or a larger learning rate, moves "
-    "everything further: compare the KL to the start first. Differences are paired; an interval over {unit} says nothing about "
-    "other models."
+    "everything further: compare the KL to the start first. Differences are paired, intervals over {unit}."
 )
 _COMPONENTS = (
     "Left and right of the first row: one and the other, below: the other minus the one, all on one scale, zero in the middle. "

@@ -21,6 +21,7 @@ except ImportError:  # not on Windows, where two processes in one directory are 
     fcntl = None
 
 TEMPORARY, LOCK = ".tmp-", ".lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def unwritable(path: Path, error: OSError) -> RunError:
@@ -106,10 +107,12 @@ def locked(path: Path) -> IO[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno in _NO_LOCKS:
                 warnings.warn(f"{path}: this file system has no locks, so two processes here go unnoticed", stacklevel=2)
                 return file
             file.close()
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise unwritable(path, error) from None
             raise RunError(
                 f"{path} is being written by another process, or by an open recorder of this one; wait until that ends, or "
                 "name another directory"

@@ -53,7 +53,11 @@ def arms(tmp_path_factory):
 
 def test_differences_are_those_that_were_planted_and_pairs_share_a_seed(arms):
     found = compared(arms / "A-0123abcd", arms / "B-0123abcd")
-    assert found.names == ("A", "B") and found.pairs == [("m", 0), ("m", 1)] and found.unit == "training seeds, this model only"
+    assert (
+        found.names == ("A", "B")
+        and found.pairs == [("m", 0), ("m", 1)]
+        and found.unit == "training seeds, and hold for this model only"
+    )
     table = found.mechanisms().set_index(["probe", "set"])
     assert set(table.index) == {(probe, name) for probe in PROBES for name in "AB"}  # no wrong partition
     for (_, name), row in table.iterrows():
@@ -122,7 +126,7 @@ def test_the_page_says_it_in_words_and_numbers(arms, capsys):
     page, told = (arms / "d.html").read_text(), (arms / "d.md").read_text()
     assert told == summary(compared(arms / "A-0123abcd", arms / "B-0123abcd"))
     assert "2 pairs of runs that share model and seed" in told and "“A” and by −0.195 in “B”" in told and "−0.7" in told
-    assert "compare the KL to the start first" in told and "training seeds, this model only" in told
+    assert "compare the KL to the start first" in told and "hold for this model only" in told
     assert SCRIPT not in page and SCRIPT not in told and "learning_rate" in page
 
 
