@@ -125,7 +125,7 @@ def test_ls_lists_studies_arms_and_runs(tmp_path, capsys):
     assert first == f"{study / 'a-0'}  failed: seed 1 at step 1; finished: seeds 0, 2  sft  m"
     assert second == f"{tmp_path / 'other' / 'b-0'}  running: seed 0 at step 0  dpo  n"
     row = {"verdict": "supported", "note": "relatively spared"}
-    write_json(study / "findings.json", [{"claim": {"id": "boost"}, "verdict": [row]}])
+    write_json(study / "findings.json", [{"claim": {"id": "boost"}, "hash": "0", "verdict": [row]}])
     write_json(study / "study.json", {"not_judged": {"larp": "no\x07 arm"}})
     assert main(["ls", str(tmp_path), "--every"]) == 0
     lines = capsys.readouterr().out.splitlines()

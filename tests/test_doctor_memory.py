@@ -20,7 +20,7 @@ from attribution.metrics import log_odds
 from attribution.samples import Encoded, collate
 from attribution.updates.share import read
 from experiments import memory
-from experiments.speed import LiveBytes
+from experiments.timing import LiveBytes
 
 GIB = 2**30
 LARGE = {  # as they are published: Llama 2 7B, Qwen2.5 7B and Llama 3 70B

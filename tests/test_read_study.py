@@ -61,7 +61,7 @@ def test_rows_of_all_runs_stand_in_one_frame(study):
 
 
 def test_a_study_that_lists_its_runs_leaves_others_alone(study):
-    listed = [{"path": f"{ARMS['kind']}/seed-0"}]
+    listed = [{"arm": "kind", "model": "m", "seed": 0, "path": f"{ARMS['kind']}/seed-0"}]
     (study / "study.json").write_text(json.dumps({"name": "mine", "runs": listed}))
     assert read_study(study).runs[["arm", "seed"]].to_numpy().tolist() == [["kind", 0]]
 

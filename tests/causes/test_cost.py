@@ -9,7 +9,7 @@ from attribution.causes import attribute, given
 from attribution.causes.cost import saved, size
 from attribution.samples import Sample
 from attribution.worlds import planted as world
-from experiments.speed import LiveBytes
+from experiments.timing import LiveBytes
 
 CASES = [
     ("ablation", {}),
