@@ -85,7 +85,9 @@ class _Worker:
         return error
 
     def dismiss(self) -> None:
-        self.pipe.close()  # which tells it that there is no more to do
+        with suppress(BrokenPipeError):  # it died on its own
+            self.pipe.send(None)  # no more to do: to close the pipe is not enough where processes fork and hold it too
+        self.pipe.close()
         self.process.join()
 
 
@@ -132,9 +134,12 @@ def _serve(pipe: Connection) -> None:
     _one_thread()
     while True:
         try:
-            config, path = pipe.recv()
+            given = pipe.recv()
         except EOFError:
             return
+        if given is None:
+            return
+        config, path = given
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             error = attempt(config, path)
