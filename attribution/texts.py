@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp-"  # in the name of a file that is being written
+
 
 def content(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file. Raises OSError: none is there, or it is a directory, a pipe, a device, or no path at all."""
@@ -45,11 +47,22 @@ def parsed(given: str | bytes) -> Any:
 
 
 def write_text(path: Path, given: str) -> None:
-    """Write a file, and the folders it needs, under a temporary name, and rename it. Raises OSError: it cannot be written."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """`write` of text."""
+    write(path, given.encode("utf-8"))
+
+
+def write(path: Path, given: bytes) -> None:
+    """Write a file, and the folders it needs, under a temporary name, flush it to disk and rename it.
+
+    Raises OSError: it cannot be written; what stood there is left.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(given, encoding="utf-8")
+        with open(temporary, "wb") as file:
+            file.write(given)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except ValueError:
         raise OSError(errno.EINVAL, "no file can have this name") from None

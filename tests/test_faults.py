@@ -463,6 +463,16 @@ def test_a_small_disk_that_grows_whenever_it_is_full(given, whole, tmp_path):
     print(f"{len(failures)} times full, at {size} KiB whole")
 
 
+@pytest.mark.parametrize("known", [{"parts": {}}, [], {"parts": {}, "files": {}, "checksums": {"sets.parquet/part-0": [1, 2]}}])
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_left_out_and_said(tmp_path, known):
+    """Of an earlier version, of another shape, or of a record whose parts are gone."""
+    folder = tmp_path / checkpoints.CHECKPOINTS / "checkpoint-3"
+    folder.mkdir(parents=True)
+    (folder / STATE).write_text(json.dumps(known))
+    found, said = checkpoints.choose(tmp_path)
+    assert found is None and "checkpoint-3 is left out" in said[-1] and not folder.exists()
+
+
 # Processes of a study
 
 

@@ -58,6 +58,8 @@ def _wrong(path: Path, folder: Path) -> str:
         known = state(folder)
     except RunError as error:
         return str(error)
+    if not (isinstance(known, dict) and {"files", "checksums", "parts"} <= known.keys()):
+        return f"its {_state_file()} is of an earlier version, or damaged"
     for name, size in known["files"].items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:

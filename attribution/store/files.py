@@ -6,21 +6,20 @@ import errno
 import json
 import os
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from attribution.errors import RunError
-from attribution.texts import content, parsed
+from attribution.texts import TEMPORARY, content, parsed, write
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two processes in one directory are not noticed
     fcntl = None
 
-TEMPORARY, LOCK = ".tmp-", ".lock"
+LOCK = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -33,22 +32,14 @@ def unwritable(path: Path, error: OSError) -> RunError:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it.
+    """Write a file whole or not at all, see `texts.write`.
 
     Raises:
         RunError: the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write(path, data)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise unwritable(path, error) from None
 
 

@@ -20,7 +20,6 @@ from attribution.store.checksums import crc32
 from attribution.store.columns import COLUMNS, FORMAT, SAMPLES
 from attribution.store.files import (
     LOCK,
-    TEMPORARY,
     append,
     locked,
     plain,
@@ -30,6 +29,7 @@ from attribution.store.files import (
     write_json,
 )
 from attribution.store.shapes import place, told
+from attribution.texts import TEMPORARY
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
