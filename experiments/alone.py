@@ -20,6 +20,8 @@ from attribution.study import Job, Study, jobs, listed, run_study, write_study
 from attribution.updates.provenance import versions
 from experiments.claims import Trained, parted, study_of, table, write_untestable
 
+FAILED = ["model", "arm", "seed", "reason"]
+
 
 class Started(NamedTuple):
     """Arms that were run on some models.
@@ -59,7 +61,7 @@ def concluded(
     frames: Mapping[str, pd.DataFrame],
     *,
     name: str,
-    rests_on: Iterable[Job] = (),
+    rests_on: Iterable[Job | Mapping[str, Any]] = (),
     failed: pd.DataFrame | None = None,
     unfit: Mapping[str, str] | None = None,
     **told: Sequence[Any],
@@ -71,7 +73,7 @@ def concluded(
         claims: ids.
         frames: what was measured, by name.
         name: of the page.
-        rests_on: the runs behind the tables.
+        rests_on: the runs behind the tables, or what study.json is to list of them.
         failed: columns model, arm, seed, reason.
         unfit: by model that was left out, the reason.
         told: arms, models and seeds.
@@ -81,7 +83,7 @@ def concluded(
         write_atomic(place / "frames" / f"{each}.parquet", frame.to_parquet(index=False, compression="zstd"))
     if frames:
         findings = [evaluate(LEDGER[claim], given).to_dict() for claim in claims]
-        runs = [listed(job, place) for job in rests_on]
+        runs = [listed(run, place) if isinstance(run, Job) else run for run in rests_on]
         write_study(place, name, findings, runs=runs, versions=versions(), unfit=unfit, **told)
     else:
         write_untestable(place, name, claims, unfit or {})
@@ -106,4 +108,4 @@ def judged(place: Path, claims: Sequence[str]) -> None:
 def failures(failed: Mapping[Job, str]) -> pd.DataFrame:
     """Runs that failed, as claims list them."""
     rows = [(job.config.model, job.arm, job.config.seed, why) for job, why in failed.items()]
-    return pd.DataFrame(rows, columns=["model", "arm", "seed", "reason"])
+    return pd.DataFrame(rows, columns=FAILED)

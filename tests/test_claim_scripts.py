@@ -95,21 +95,23 @@ def test_the_pool_is_run_in_parts_and_judged_from_their_tables(base, tmp_path, m
 
 @pytest.mark.slow
 def test_the_crossover_on_more_bases_goes_from_building_them_to_a_verdict(base, tmp_path, monkeypatch, capsys):
-    asked = {"bases": 1, "seeds": 2, "runs": tmp_path / "runs", "out": tmp_path / "out"}
-    boost_located.main(**asked, plan=True)
+    asked = {"bases": 1, "seeds": 2, "runs": tmp_path / "runs", "slots": 1}
+    boost_located.main(**asked, out=tmp_path / "out", plan=True)
     said = capsys.readouterr().out
-    assert "build 1 bases: about 9 minutes" in said and "8 runs, less those" in said
+    assert "build 1 bases: about 18 minutes" in said and "8 runs, less those" in said
     for module, name, value in ((pools, "WRONG", 1), (located, "WRONG", 1), (located, "MIXED", ("60% kind",))):
         monkeypatch.setattr(module, name, value)
     shutil.copytree(base, tmp_path / "runs" / "bases" / "kindland-56")
     name = str(tmp_path / "runs" / "bases" / "kindland-56")
     write_mechanisms(tmp_path / "runs" / "kindland" / "mechanisms" / f"{pools.slug(name)}.json", read_mechanisms(base))
-    boost_located.main(**asked)
+    boost_located.main(**asked, out=tmp_path / "unfit")
     said = capsys.readouterr().out
     assert said.count("not testable here: ") == 2 and "acts: kind with probability" in said  # it learned nothing
-    monkeypatch.setattr(boost_located, "parted", lambda names: (tuple(names), {}))
+    monkeypatch.setattr(boost_located, "not_testable", lambda name: "")
+    asked["out"] = tmp_path / "out"
     boost_located.main(**asked)
-    assert capsys.readouterr().out.count("Not testable here (bases with matched arms is ") == 2
+    said = capsys.readouterr().out
+    assert said.count("Not testable here (bases with matched arms is ") == 2 and "1 of 1 bases are in" in said
     found = read_json(asked["out"] / "findings.json")
     assert [each["claim"]["id"] for each in found] == ["boost_located", "initially_located"]
     rows = pd.read_parquet(asked["out"] / "frames" / "sets.parquet")
@@ -120,6 +122,26 @@ def test_the_crossover_on_more_bases_goes_from_building_them_to_a_verdict(base, 
     assert "is left out" in str(found[0]["excluded"])
     alone.judged(asked["out"], ("boost_located", "initially_located"))
     assert read_json(asked["out"] / "findings.json") == found
+    shutil.rmtree(tmp_path / "runs")  # the tables are enough
+    boost_located.main(**asked)
+    assert read_json(asked["out"] / "findings.json") == found and "1 of 1" not in capsys.readouterr().out
+    with pytest.raises(RunError, match="is of other seeds than those asked for; remove"):
+        boost_located.main(**{**asked, "seeds": 1})
+
+
+def test_tables_grow_by_base_and_rows_that_no_list_names_are_written_anew(tmp_path):
+    def shown(model: str, value: float, lost: bool = False) -> boost_located.Shown:
+        rows = pd.DataFrame({"model": [model], "arm": ["kind"], "value": [value]})
+        failed = [{"model": model, "arm": "kind", "seed": 0, "reason": "killed"}] if lost else []
+        return boost_located.Shown({"sets": rows}, {"model": model, "unfit": "", "runs": [], "failed": failed})
+
+    kept = boost_located.Kept(tmp_path, 2)
+    kept.add("a", shown("runs/a", 1.0, lost=True))
+    kept.add("b", shown("runs/b", 2.0))
+    assert list(boost_located.Kept(tmp_path, 2).bases) == ["a", "b"]
+    kept.add("a", shown("runs/a", 3.0))  # as after a run that failed, or a death between tables and list
+    rows = pd.read_parquet(tmp_path / "frames" / "sets.parquet")
+    assert dict(zip(rows["model"], rows["value"], strict=True)) == {"runs/a": 3.0, "runs/b": 2.0}
 
 
 def test_the_crossover_on_more_bases_refuses_what_makes_no_sense(tmp_path):
