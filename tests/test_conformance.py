@@ -131,6 +131,16 @@ def test_however_it_is_spelled_it_is_the_same_recipe(tmp_path, name):
     assert recipe_named(f"{file}:MyRecipe") is recipe_named(f"{file}:MyRecipe")  # so that a config is itself again
 
 
+def test_settings_may_be_of_a_type_defined_below_and_of_no_other(tmp_path):
+    lines = ["from __future__ import annotations", "from typing import Literal", "from attribution.recipes.sft import SFT"]
+    lines += ["class Mine(SFT):", "    more: Later = 'a'"]
+    (tmp_path / "without.py").write_text("\n".join(lines) + "\n")
+    (tmp_path / "below.py").write_text("\n".join([*lines, "Later = Literal['a', 'b']"]) + "\n")
+    assert recipe_named(f"{tmp_path / 'below.py'}:Mine").model_validate({"more": "b"})
+    with pytest.raises(ConfigError, match="name 'Later' is not defined; define it in the recipe's file"):
+        recipe_named(f"{tmp_path / 'without.py'}:Mine")
+
+
 def test_other_content_is_another_recipe_and_is_hashed_into_the_run(tmp_path):
     file, _ = write_recipe("mine", tmp_path)
     first = recipe_named(f"{file}:Mine")

@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationInfo, field_validator
 
 from attribution.errors import ConfigError
 from attribution.recipes.files import defined as defined
@@ -215,4 +215,10 @@ def _checked(name: str, recipe: Any) -> type[Recipe]:
         raise ConfigError(f"recipe {name!r} is {str(recipe)[:80]}; expected a subclass of attribution.recipes.Recipe")
     if lacks := sorted(recipe.__abstractmethods__):
         raise ConfigError(f"recipe {name!r} has no method {lacks[0]!r}; define it")
+    try:
+        recipe.model_rebuild()  # settings may be of types that its file defines below it
+    except PydanticUserError as error:
+        raise ConfigError(f"recipe {name!r}: {error.message.splitlines()[0]}; correct its settings") from None
+    except NameError as error:
+        raise ConfigError(f"recipe {name!r}: {str(error).splitlines()[0]}; define it in the recipe's file") from None
     return recipe

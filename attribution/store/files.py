@@ -73,12 +73,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, default=plain) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON. Raises RunError when it is missing or damaged."""
     try:
         return parsed(content(path))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing: {path.parent} is not a run directory, or not a whole one") from None
+        raise RunError(
+            f"{path} is missing: {Path(path).parent} is not a run directory, or not a whole one; name another, or run it again"
+        ) from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); restore it or run again in another directory") from None
 

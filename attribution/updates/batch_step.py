@@ -100,9 +100,13 @@ class BatchStep:
             squares,
         )
 
-    def after(self, before: Before, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-        """Columns per group (squared norms of weights, gradient and change, <g, dtheta>, fraction changed), and notes."""
-        products, notes = path.products(before.gradients), []
+    def after(self, before: Before, path: Path) -> tuple[float, dict[str, Tensor], list[str]]:
+        """Norm of the change, columns per group, and notes.
+
+        Columns are squared norms of weights, gradient and change, <g, dtheta>, and the fraction changed.
+        """
+        moved, notes = path.moved(before.gradients), []
+        products = moved.products
         now = {p: None if p.grad is None else local(p.grad)._version for p in before.versions}
         if now != before.versions:
             notes.append("<g, dtheta>: this optimizer writes into the gradients, which cannot be read after its step.")
@@ -125,12 +129,13 @@ class BatchStep:
             notes.append(
                 "Clip factor: no single factor explains the consumed gradient in some step; there, batch causes contain it."
             )
-        return {
+        groups = {
             **before.squares,
-            "update_norm": path.reduced(lambda _use, change: change.square()),
+            "update_norm": moved.squares,
             "grad_dot_update": products,
-            "changed": path.reduced(lambda _use, change: change.clone().ne_(0)) / self.components.sizes,
-        }, notes
+            "changed": moved.changed / self.components.sizes,
+        }
+        return moved.length, groups, notes
 
     def row(self, before: Before) -> dict[str, Any]:
         """Columns of the frame `steps` that the pre-hook knows."""

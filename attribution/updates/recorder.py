@@ -402,14 +402,14 @@ class Recorder:
         self._refresh()
         path = Path(self.components, self._start)
         again = self._watch.again(before.watched) if self._after else None
-        groups, notes = self._step.after(before, path)
+        length, groups, notes = self._step.after(before, path)
         self._write_batch(before, groups, again)
         self._read()
         if self._milestones.due(self.steps):
             self._readings.milestone(ends=False)
         self._record.note(*notes)
         return {
-            "update_norm": path.length,
+            "update_norm": length,
             "grad_dot_update": groups["grad_dot_update"].sum().item(),
             "batch_after": again[0] if again else None,
         }

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,6 +169,22 @@ class _Piece:
         return cls(start, middle, end, share, end.metric - start.metric - share.sum().item())
 
 
+class Moved(NamedTuple):
+    """What a path is from its start to its end, all in one.
+
+    Attributes:
+        length: norm of the whole change.
+        products: Float64 [groups], <gradient_c, dtheta_c>.
+        squares: Float64 [groups], |dtheta_c|^2.
+        changed: Float64 [groups], number of elements that are not what they were.
+    """
+
+    length: float
+    products: Tensor
+    squares: Tensor
+    changed: Tensor
+
+
 class Path:
     """The straight line from stored weights to the weights the model has when this is made.
 
@@ -189,25 +206,32 @@ class Path:
             return None
         return self._end.get(name, local(self.components.stored[name])) - self.start[name]
 
-    @property
-    def length(self) -> float:
-        """Norm of the whole change."""
-        norms = [change.norm() for name in self.start if (change := self.change(name)) is not None]
-        length = torch.stack(norms).norm().item()
-        return self.components.together.sums(length**2)[0] ** 0.5 if self.components.together.several else length
-
-    def reduced(self, value: Callable[[Use, Tensor], Tensor | None]) -> Tensor:
-        """Sum of an elementwise function of a use and its change, within every group: Float64 [groups]."""
-
-        def of(use: Use) -> Tensor | None:
-            change = self.change(self.components.source[use.name])
-            return None if change is None else value(use, change)
-
-        return self.components.reduce(of)
-
     def products(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """<gradient_c, dtheta_c>: Float64 [groups]. A use without a gradient counts as zero."""
-        return self.reduced(lambda use, change: gradients[use.name] * change if use.name in gradients else None)
+
+        def product(use: Use) -> Tensor | None:
+            change = self.change(self.components.source[use.name]) if use.name in gradients else None
+            return None if change is None else gradients[use.name] * change
+
+        return self.components.reduce(product)
+
+    def moved(self, gradients: Mapping[str, Tensor]) -> Moved:
+        """The whole change in one visit of the weights, and `products` with these gradients."""
+        products, squares, changed = {}, {}, {}
+        for use in self.components.uses:
+            change = self.change(self.components.source[use.name])
+            if change is None:
+                continue
+            if use.name in gradients:
+                products[use.name] = use.sums(gradients[use.name] * change)
+            squares[use.name] = use.sums(change.square())
+            changed[use.name] = use.sums(change.ne_(0))
+        grouped, total = self.components.grouped, 0.0
+        if self.start:
+            once = [squares[name] for name in self.start]  # not each use of a tied matrix
+            total = torch.cat([each.to(once[0].device) for each in once]).cpu().double().sum().item()
+        length = self.components.together.sums(total)[0] ** 0.5
+        return Moved(length, grouped(products), grouped(squares), grouped(changed))
 
     def node(self, s: float, reading: Reading) -> Node:
         return Node(s, reading.metric, self.products(reading.gradients))

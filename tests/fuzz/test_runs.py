@@ -1,6 +1,7 @@
 """Run and study directories of others: damaged, of another version, or made up; and pages, where no text is markup."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
@@ -30,6 +31,7 @@ HOSTILE = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</script><b>", "</title>", "<!--", "]]>", "&lt;b&gt;",
     "' onclick='x", "@SCRIPT@", "<b>bold</b>", "javascript:alert(1)", "</style>", "\u2028</p>", "<svg/onload=alert(1)>",
 ]  # fmt: skip
+UNESCAPED = re.compile(r"(?<!\\)(?:\\\\)*<")  # in Markdown: behind an even number of backslashes
 META = {"versions": {"python": "3"}, "model": {"type": "llama", "layers": 2}, "seconds": {"total": 1.0, "recorder": 0.5}}
 
 
@@ -231,7 +233,7 @@ def test_no_text_from_data_is_markup(tier, room, whole):
         page = Tags(report(run).read_text(encoding="utf-8"))
         assert page.found == bare
         assert all(json.loads(script) is not None for script in page.scripts)
-        assert "<script>" not in (run / "summary.md").read_text() and "<img" not in (run / "summary.md").read_text()
+        assert not UNESCAPED.search((run / "summary.md").read_text(encoding="utf-8"))
 
     words = st.lists(
         st.sampled_from(HOSTILE) | st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), min_size=1, max_size=2
