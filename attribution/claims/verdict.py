@@ -179,7 +179,10 @@ def _null_in_the_way(name: str, null: Null | None, delta: float) -> str:
         return f"{name} was not measured"
     if null.void:
         return f"{name} is void: {null.void}"
-    return "" if null.inside(delta) else f"{name}: {null.interval} is not inside ±{delta:g}"
+    if null.inside(delta):
+        return ""
+    known = "is not" if math.isfinite(null.interval.high - null.interval.low) else "cannot be shown to be"
+    return f"{name}: {null.interval} {known} inside ±{delta:g}"
 
 
 def _check(delta: float) -> None:

@@ -79,6 +79,11 @@ def test_every_null_must_speak_and_come_out_null(null):
     assert decide(interval(-0.3, 0.05), DELTA, {"other": null}, []).word == "contradicted"
 
 
+def test_of_one_value_nothing_is_said_that_only_an_interval_could_show():
+    said = decide(interval(0.2, 0.4), DELTA, {"null": Null(Interval(-0.012, -INF, INF, 1))}, []).why
+    assert said == "null: -0.012 (one value, no interval) cannot be shown to be inside ±0.1"
+
+
 def test_a_declared_null_that_was_not_measured_forbids_support():
     found = decide(interval(0.3, 0.5), DELTA, INSIDE, [], declared=("null", "control"))
     assert (found.word, found.why) == ("inconclusive", "control was not measured")
