@@ -6,6 +6,7 @@ Knows the recorder's rule of what is written and the store; knows nothing about 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +59,17 @@ def disk(components: Components, plan: Plan, small: bool, seconds: float) -> Dis
     """
     everything, draw = plan.writes_all(small), torch.Generator().manual_seed(0)
     causes = torch.rand(len(components), generator=draw, dtype=torch.float64)
+    numbers = torch.randn(max(components.group_count, len(components)), generator=draw, dtype=torch.float64)
     rows = Rows(components, everything, [causes], Selection(plan.kinds, plan.layers))
     again = plan.runs_again(small)
 
+    def some(count: int) -> Tensor:
+        """Random numbers that no earlier ones pack with: times another factor, which takes less than drawing them anew."""
+        return numbers[:count] * torch.rand((), generator=draw, dtype=torch.float64)
+
     def frame(step: int, whole: bool) -> pd.DataFrame:
         names = [BATCH, *(f"probe {number}" for number in range(plan.probes if plan.share_passes else 0))]
-        return pd.concat([rows.frame(step, name, _columns(components, rows, name, again, draw), whole=whole) for name in names])
+        return pd.concat([rows.frame(step, name, _columns(components, rows, name, again, some), whole=whole) for name in names])
 
     first = frame(1, False)
     together = int(max(1, min(FLUSH_SECONDS / seconds, plan.max_steps, SAMPLED // len(first))))
@@ -81,12 +87,8 @@ def disk(components: Components, plan: Plan, small: bool, seconds: float) -> Dis
     return Disk(len(first), each, whole, total, {kind: int(kinds.get(kind, 0)) for kind in KINDS})
 
 
-def _columns(components: Components, rows: Rows, name: str, again: bool, draw: torch.Generator) -> dict[str, Tensor]:
+def _columns(components: Components, rows: Rows, name: str, again: bool, some: Callable[[int], Tensor]) -> dict[str, Tensor]:
     kind = BATCH if name == BATCH else "probe"
-
-    def some(count: int) -> Tensor:
-        return torch.randn(count, generator=draw, dtype=torch.float64)
-
     found = {column: some(components.group_count).abs() for column in _OF_GROUPS[kind]}
     if kind == BATCH:
         found["changed"] = torch.ones(components.group_count, dtype=torch.float64)
