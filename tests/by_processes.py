@@ -36,6 +36,7 @@ from attribution.updates.graft import graft, graft_sets
 from attribution.updates.recorder import Recorder
 
 SIZE = 12  # samples of a step
+SETS = {"two": [Component("head", 0, 1), Component("neuron", 1, 3)], "row": [Component("row", -1, 5)]}
 
 
 class Training(NamedTuple):
@@ -130,8 +131,7 @@ def train(folder: Path, name: str, path: Path | None, rank: int = 0, world: int 
     encoded = encode(tokenizer, samples(24, 4))
     recorder = None
     if path is not None:
-        sets = {"two": [Component("head", 0, 1), Component("neuron", 1, 3)], "row": [Component("row", -1, 5)]}
-        recorder = Recorder(path, probes=probe_sets(), tokenizer=tokenizer, sets=sets, **given.options)
+        recorder = Recorder(path, probes=probe_sets(), tokenizer=tokenizer, sets=SETS, **given.options)
     with recorder.attach(model, optimizer) if recorder else nullcontext():
         for step in range(given.steps):
             optimizer.zero_grad()
@@ -170,7 +170,7 @@ def train_by_a_trainer(folder: Path, name: str, path: Path | None, rank: int = 0
         seed=3, lr_scheduler_type="constant", max_grad_norm=0.5,
     )  # fmt: skip
     rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in encode(tokenizer, samples(24, 4))]
-    callbacks = [] if path is None else [RecorderCallback(path, probes=probe_sets(), tokenizer=tokenizer)]
+    callbacks = [] if path is None else [RecorderCallback(path, probes=probe_sets(), tokenizer=tokenizer, sets=SETS)]
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=callbacks
     )

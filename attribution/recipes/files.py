@@ -47,7 +47,7 @@ def _loaded(file: Path, what: str) -> Any:
         code = content(file)
     except OSError:
         raise ConfigError(f"there is no {what} file {file}; name it as path/to/file.py:name") from None
-    digest = hashlib.sha256(str(file.resolve()).encode() + b"\n" + code).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(file.resolve()) + b"\n" + code).hexdigest()[:12]
     name = f"attribution_{what}_{file.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]

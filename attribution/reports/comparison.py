@@ -17,7 +17,7 @@ from attribution.errors import RunError
 from attribution.reports.compared import COMPARED, Compared, compared, largest, named
 from attribution.reports.quantities import KINDS, shown, signed
 from attribution.reports.summary import escape, markdown
-from attribution.store import write_atomic
+from attribution.store import write_page
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,8 +52,8 @@ def diff(one: str | os.PathLike[str], other: str | os.PathLike[str], out: str | 
     found = compared(one, other)
     first, second = (shown(name, 40).replace(os.sep, "-") for name in found.names)
     place = Path(out) if out else found.other.runs[0].path.parent / f"diff {first} and {second}.html"
-    write_atomic(place.with_suffix(".md"), summary(found).encode())
-    write_atomic(place, document(title(found), sections(found)).encode())
+    write_page(place.with_suffix(".md"), summary(found))
+    write_page(place, document(title(found), sections(found)))
     return place
 
 

@@ -33,7 +33,7 @@ from attribution.reports.quantities import (
 )
 from attribution.reports.run_components import COURSE, over_steps, tokens
 from attribution.reports.summary import NO_TEST, behaviour_cells, summary, title, words
-from attribution.store import Run, config_hash, read_run, write_atomic
+from attribution.store import Run, config_hash, read_run, write_page
 
 _ASKED = {
     "model": "model",
@@ -57,8 +57,8 @@ def report(path: str | os.PathLike[str]) -> Path:
         RunError: there is no run, a part of it is damaged, or the directory cannot be written.
     """
     run = read_run(path)
-    write_atomic(run.path / "summary.md", summary(run).encode())
-    write_atomic(run.path / "report.html", page(run).encode())
+    write_page(run.path / "summary.md", summary(run))
+    write_page(run.path / "report.html", page(run))
     return run.path / "report.html"
 
 

@@ -21,7 +21,7 @@ from attribution.reports.quantities import shown
 from attribution.reports.study_declared import declared, gates
 from attribution.reports.study_summary import study_summary
 from attribution.reports.study_tables import Finding, Record, Table, read_study
-from attribution.store import write_atomic
+from attribution.store import write_page
 
 NO_CLAIM = "No claim of this study has a verdict."
 
@@ -36,8 +36,8 @@ def study_report(path: str | os.PathLike[str]) -> Path:
         RunError: there is no study, a file of it is damaged, or the directory cannot be written.
     """
     record = read_study(path)
-    write_atomic(record.path / "summary.md", study_summary(record).encode())
-    write_atomic(record.path / "report.html", study_page(record).encode())
+    write_page(record.path / "summary.md", study_summary(record))
+    write_page(record.path / "report.html", study_page(record))
     return record.path / "report.html"
 
 

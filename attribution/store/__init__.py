@@ -40,7 +40,7 @@ from attribution.store.columns import (
     SAMPLES,
     TRAINING,
 )
-from attribution.store.files import read_json, write_atomic, write_json
+from attribution.store.files import read_json, write_atomic, write_json, write_page
 from attribution.store.reader import Run, find_runs, read_run
 from attribution.store.studies import STUDY_COLUMNS, RecordedStudy, read_study
 from attribution.store.writer import RunWriter, Unwritten, claim, config_hash, hold, is_finished
@@ -70,4 +70,5 @@ __all__ = [
     "read_study",
     "write_atomic",
     "write_json",
+    "write_page",
 ]

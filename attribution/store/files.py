@@ -43,6 +43,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise unwritable(path, error) from None
 
 
+def write_page(path: Path, text: str) -> None:
+    """The same of text for people. Half of a surrogate pair, which JSON can hold and UTF-8 cannot, is written as its escape."""
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
 def append(path: Path, data: bytes, at: int) -> int:
     """Append to the first `at` bytes of a file, down to the disk; returns how long it is then.
 

@@ -12,7 +12,7 @@ from fuzz.tiers import assert_one_sentence, feed, files, refused
 from hypothesis import strategies as st
 
 from attribution import cli
-from attribution.errors import ConfigError
+from attribution.errors import ConfigError, RunError
 from attribution.recipes import recipe_named
 from attribution.recipes.new import write_recipe
 from attribution.runs import RunConfig, directory
@@ -163,12 +163,15 @@ VERBS = [
 ]  # fmt: skip
 
 
-def test_words_on_the_command_line_are_taken_or_refused(tier, room):
+def test_words_on_the_command_line_are_taken_or_refused(tier, room, monkeypatch):
+    def none_is_run(*_, **__):
+        raise RunError("a study would be run; name none")
+
+    monkeypatch.setattr("attribution.verbs.study.run_study", none_is_run)
+
     def check(verb, word, more):
         folder = room()
         with contextlib.chdir(folder):
-            if verb[0] == "study" and word in ("planted", "kindland"):
-                return
             assert_told([*verb, word, *more])
 
     more = st.lists(NAMES, max_size=2) | st.sampled_from(

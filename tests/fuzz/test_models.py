@@ -75,7 +75,8 @@ def damage(folder, how, name, what):
     if how in ("key", "tokenizer"):
         set_in(folder / {"key": "config.json"}.get(how, "tokenizer_config.json"), name, what)
     elif how in ("bytes", "cut"):
-        data = bytearray(path.read_bytes())
+        if not (data := bytearray(path.read_bytes())):
+            return
         at = what % len(data)
         path.write_bytes(data[:at] if how == "cut" else data[:at] + bytes([data[at] ^ (1 + what % 255)]) + data[at + 1 :])
     elif how == "index":

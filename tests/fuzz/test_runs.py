@@ -184,6 +184,13 @@ def test_a_run_of_a_newer_format_is_refused(tmp_path, whole):
         assert "format" in said and ("upgrade" in said) == (version == 99), said
 
 
+def test_half_of_a_surrogate_pair_is_shown_as_its_escape(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "study")
+    run = tmp_path / "study" / "A-00000000" / "seed-0"
+    (run / "meta.json").write_text(dumped({**META, "versions": {"\ud800": "3"}}))
+    assert "\\ud800 3" in report(run).read_text(encoding="utf-8")
+
+
 def test_directories_that_no_file_system_takes_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")

@@ -72,7 +72,7 @@ def check(folder, name, parts=2, bound=1e-6):
     assert (told.abs().max() > 1e-4).all()
     ends = torch.load(folder / name / "recorded.pt")
     for key, value in expected.items():
-        assert torch.allclose(ends[key], value, rtol=0, atol=1e-6)
+        assert torch.allclose(ends[key], value, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -104,7 +104,10 @@ def test_other_makes_of_training(tmp_path, tiny, name):
 
 @pytest.mark.long
 def test_three_processes_of_which_none_holds_a_third(tmp_path, tiny):
-    """Widths of 16, 20, 23 and 24 rows: the last process holds fewer than the others."""
+    """Widths of 16, 20, 23 and 24 rows: the last process holds fewer than the others.
+
+    To 1e-5: transformers' loss is in float32, where one process divides it by three before its gradient is taken.
+    """
     (tmp_path / "fsdp").mkdir()
     run(written(tmp_path, tiny), ["fsdp"], world=3)
     check(tmp_path, "fsdp", parts=3, bound=1e-5)
