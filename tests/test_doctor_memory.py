@@ -61,6 +61,8 @@ def test_every_part_of_a_run_takes_what_was_predicted(changes, tmp_path):
     found, config = memory.measured(subject, counted=True), memory.written(subject, tmp_path)
     predicted = memory.doctored(subject, config.model)["peaks"]
     assert set(predicted) == set(found["bytes"]) - {memory.REST}
+    if max(found["passes"]) == 1:  # no step was refined
+        predicted.pop("refining of its shares")
     for part, told in predicted.items():
         assert told == pytest.approx(found["bytes"][part], rel=memory.CLOSE), part
     assert max(predicted.values()) == pytest.approx(max(found["bytes"].values()), rel=memory.CLOSE)
@@ -121,7 +123,7 @@ def test_a_large_model_is_counted_by_closed_forms_and_never_allocated(tmp_path, 
     whole = sum(counted.held.values())
     assert counted.peaks["step of the optimizer"] == whole + weights
     assert counted.peak == counted.peaks["refining of its shares"]
-    activations = counted.peak - whole - 2 * weights  # beside the gradient of a reading and the weights at the other end
+    activations = counted.peak - whole - weights  # beside the weights at the other end; gradients are not kept
     sites = 2 * 16 * 128 * LARGE[name]["num_hidden_layers"] * (LARGE[name]["intermediate_size"] + LARGE[name]["hidden_size"])
     assert sites < activations < 20 * sites
     assert peak_resident() - before < weights / 4
@@ -145,11 +147,15 @@ def test_advice_that_is_followed_fits(tmp_path, name, room, several):
         followed = replace(followed, **choice.changes)
     assert followed == fitted and peak(asked) > peak(followed)
     assert (peak(followed) > room * GIB) == several
-    if several:  # then GPUs are told, over which it fits
-        on_each = spread(
-            lambda shards: per_gpu(found, asked, shapes, "cuda", footprint(found, asked, shapes, "cuda"), shards), room * GIB
-        )
-        assert [count <= room * GIB for count in on_each.values()] == [False] * (len(on_each) - 1) + [True]
+    if several:  # then GPUs are told, over which it fits if the advice is followed: readings are as large on each
+
+        def fits(plan):
+            whole = footprint(found, plan, shapes, "cuda")
+            on_each = spread(lambda shards: per_gpu(found, plan, shapes, "cuda", whole, shards), room * GIB)
+            return [count <= room * GIB for count in on_each.values()]
+
+        assert fits(asked) == [False] * len(NUMBERS)
+        assert fits(followed) == [False] * (len(fits(followed)) - 1) + [True]
     else:
         assert fitting(followed, found.small, peak, room * GIB) == ([], followed)
 

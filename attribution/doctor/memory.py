@@ -82,8 +82,10 @@ def _in_training(
     yield "step of the optimizer", whole + 2 * effective + 3 * tied + fused
     during = whole + 2 * effective + 3 * tied  # a tied matrix: the gradient of either use, and what the embedding's is made of
     again = moving if plan.probes and plan.share_passes > 2 else 0  # weights after the step, once its shares were refined
-    behaviour = shapes.quiet(_read(plan), plan.length, plan.response).peak + 5 * _read(plan) * plan.response * found.rows * 4
-    yield "recorder around a step", during + again + max(2 * largest, behaviour)
+    divergence = 5 * plan.response * found.rows * 4  # of a sample, from logits before and after
+    behaviour = shapes.quiet(_read(plan), plan.length, plan.response).peak + _read(plan) * divergence
+    of_probes = min(plan.probe_samples, BATCH_SIZE) * divergence if plan.probes else 0
+    yield "recorder around a step", during + again + max(2 * largest, behaviour, of_probes)
     if plan.runs_again(found.small):
         yield "training batch run again", during + tied + shapes.again(plan.batch_size, plan.length, plan.response).peak
     if not plan.probes:
@@ -96,8 +98,8 @@ def _in_training(
         reading = shapes.probe(samples, plan.length, plan.response).peak + tied + several
         yield "reading of a probe set", during - used + reading + (again if plan.probes > 1 else 0)
         if plan.share_passes > 2:
-            yield "refining of its shares", during + moving + reading
-    between = whole if plan.ablated_at > 2 else whole - gradients  # the ends are outside steps
+            yield "refining of its shares", during + moving + shapes.refined(samples, plan.length, plan.response).peak + tied
+    between = during if plan.ablated_at > 2 else whole - gradients  # the ends are outside steps
     yield "exact ablation", between + replayed(found, plan, samples, device)
 
 

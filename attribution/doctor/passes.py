@@ -26,11 +26,12 @@ from transformers.integrations import moe
 from transformers.pytorch_utils import Conv1D
 
 from attribution.capture import sites, streamed, tapped
-from attribution.components import Components
+from attribution.components import Components, Use
 from attribution.doctor.opening import shaped
 from attribution.metrics import log_odds
 from attribution.models import Anatomy, anatomy
 from attribution.samples import Batch
+from attribution.updates.share import handed
 from attribution.updates.sizes import Sizes
 
 PART = (2, 4)  # layers: of a deeper model these depths are run, since all that is counted grows evenly with every layer
@@ -129,6 +130,10 @@ class Shapes:
         """First-order causes: the same without the gradients of parameters."""
         return self._deep(self._probe, samples, length, response, False)
 
+    def refined(self, samples: int, length: int, response: int) -> Pass:
+        """A reading between two steps: every gradient is multiplied as soon as it is made, and none is kept."""
+        return self._deep(self._refined, samples, length, response)
+
     def again(self, samples: int, length: int, response: int) -> Pass:
         """A training batch once more, for the gradient of output weights alone."""
         return self._deep(self._again, samples, length, response)
@@ -206,6 +211,18 @@ class Shapes:
                 gradients = dict(zip((*taps, "logits"), torch.autograd.grad(total, [*taps.values(), logits]), strict=True))
             Sizes(components).add_rows(logits.detach(), gradients.pop("logits") * samples)
             del gradients
+        return seen.result()
+
+    def _refined(self, model: Any, samples: int, length: int, response: int) -> Pass:
+        components = Components(model)
+
+        def see(use: Use, gradient: Tensor) -> None:
+            use.sums(gradient * (gradient - use.values))
+
+        with self._fake, components.untied(), handed(components, see), _counted(components.parts, []) as seen:
+            total = log_odds(_logits(components.parts, samples, length, response), _responses(samples, response)).sum()
+            seen.middle()
+            components.gradients(total / samples)
         return seen.result()
 
     def _again(self, model: Any, samples: int, length: int, response: int) -> Pass:

@@ -70,7 +70,7 @@ def read(
         evaluating(components.parts.model),
         components.untied(),
         all_trainable(components),
-        _handed(components, None if components.together.several else see),
+        handed(components, None if components.together.several else see),
     ):
         for batch in batches:
             with tapped(components.parts, wanted, differentiable=True) as seen:
@@ -276,7 +276,7 @@ def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, en
 
 
 @contextmanager
-def _handed(components: Components, see: Callable[[Use, Tensor], None] | None) -> Iterator[None]:
+def handed(components: Components, see: Callable[[Use, Tensor], None] | None) -> Iterator[None]:
     """Hand every gradient on as soon as it is made, and let zeros that take no memory stand for it."""
 
     def arrives(use: Use) -> Callable[[Tensor], Tensor]:
