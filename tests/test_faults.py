@@ -394,6 +394,15 @@ def test_a_handler_of_ones_own_is_left_alone():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, which a shell takes away from what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_training_leaves_a_record_that_goes_on(given, whole, tmp_path, monkeypatch, number):
     """SIGTERM: the step under way and its checkpoint are whole. Ctrl-C: at once, and the checkpoint before it is there."""
@@ -543,14 +552,14 @@ def script(code: str, folder: Path, seconds: int) -> str:
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_and_a_run_whose_files_fail(tmp_path):
-    """A kill of each kind, and every forty-seventh file operation; all of both are long tests."""
+    """A kill of each kind, and every hundred-and-fortieth file operation; all of both are long tests."""
     (tmp_path / "files").mkdir()
     found = json.loads(script(
         "[under_fire.under_fire(folder, 3, arms=('sft', 'grpo'), in_turn=True), "
-        "injection.injected(folder / 'files', 47, ('full', 'crash'))]", tmp_path, 900,
+        "injection.injected(folder / 'files', 140, ('full', 'crash'))]", tmp_path, 900,
     ))  # fmt: skip
     assert sum(found[0]["whom"].values()) == 3 and set(found[0]["whom"]) <= set(KINDS)
-    assert found[1]["operations"] > 100 and found[1]["crash, broke off"] >= 3 and found[1]["full, broke off"] >= 2
+    assert found[1]["operations"] > 100 and found[1]["crash, broke off"] >= 1 and found[1]["full, broke off"] >= 1
 
 
 @pytest.mark.long

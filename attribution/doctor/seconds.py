@@ -8,22 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import ceil
 from statistics import median
 
 import torch
 
 from attribution.causes import BATCH_SIZE
-from attribution.doctor.memory import trained_pass
+from attribution.doctor.memory import trained_pass, wide_of
 from attribution.doctor.opening import Opened
 from attribution.doctor.passes import Pass, Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.structure import Structure
 from attribution.runs.stages import CAUSE_SAMPLES, GRAFTED_NEURONS, GRAFTED_ROWS, WORD_NODES, WORDS
 
-OVERHEAD = 0.05  # of a step, for the recorder without probes
 HEAD, NEURON = 1.1, 0.75  # time of the layers that an exact ablation runs again, over their time in a forward pass
 OPTIMIZER = 20  # times that AdamW reads or writes an element of a parameter
+RECORDER = 24  # the same of the recorder, around a step
+SIZES = 6  # times that it reads or writes an element of an activation that it watches, with its gradient
 SOFTMAX = 12  # times that an ablated row's metric and KL read or write a logit
 TIMED_TOKENS = 4_096  # of the pass that is timed, at most
 _PRODUCT, _ADDED, _REPEATS = 1_024, 2**22, 3
@@ -101,29 +101,35 @@ def seconds(
     trained = plan.lora * found.sides * 4 if plan.lora else found.bytes
     training = plan.max_steps * (plan.accumulation * here.seconds(step) + OPTIMIZER * trained / here.traffic)
     effective = 2 * plan.tokens * found.adapted / here.flops if plan.lora else 0.0  # gradients of effective weights
-    parts = {"training": training, "recorder without probes": OVERHEAD * training + plan.max_steps * effective}
+    read = min(plan.samples, CAUSE_SAMPLES)
+    watched = SIZES * plan.tokens * found.layers * (found.heads * found.head_dim + found.neurons) * wide_of(found)
+    moved = RECORDER * (found.adapted * wide_of(found) if plan.lora else found.bytes)
+    behaviour = here.seconds(shapes.quiet(read, plan.length, plan.response))
+    around = (moved + watched) / here.traffic + effective + behaviour
+    parts = {"training": training, "recorder without probes": plan.max_steps * around}
     if plan.runs_again(found.small):
         once_more = here.seconds(shapes.training(plan.batch_size, plan.length))
         parts["training batches run again"] = plan.max_steps * plan.accumulation * once_more
     if not plan.probes:
         return parts
     samples = min(plan.probe_samples, BATCH_SIZE)
-    read = min(plan.samples, CAUSE_SAMPLES)
     ranked = 0.0 if found.small or plan.singles != "all" else here.seconds(shapes.causes(read, plan.length, plan.response))
-    reading, repeats = shapes.probe(samples, plan.length, plan.response), plan.probes * ceil(plan.probe_samples / BATCH_SIZE)
+    reading = shapes.probe(samples, plan.length, plan.response)
+    repeats = plan.probes * max(1.0, plan.probe_samples / BATCH_SIZE)  # the last of several passes may be of fewer samples
     forward = here.forward(reading)
     again = forward * (found.layers + 1) / (2 * found.layers)  # the layers from its own on, on average
     heads, neurons = ablated["head"] * HEAD * again, ablated["neuron"] * NEURON * again
     row = SOFTMAX * samples * plan.response * found.rows * 4 / here.traffic
     singles = neurons + ablated["row"] * row
-    grafted = min(found.layers * min(found.neurons, GRAFTED_NEURONS), ablated["neuron"]) + min(GRAFTED_ROWS, ablated["row"])
+    layers = found.layers if plan.layers is None else len(plan.layers)
+    grafted = min(layers * min(found.neurons, GRAFTED_NEURONS), ablated["neuron"]) + min(GRAFTED_ROWS, ablated["row"])
     return parts | {
         "readings of probe sets": (plan.max_steps + 1) * repeats * (here.seconds(reading) if plan.share_passes else forward),
         "exact ablation of heads": plan.ablated_at * repeats * heads,
         "exact ablation of neurons and rows, at both ends": 2 * repeats * singles,
         "causes on training samples": ranked + (heads + singles) * read / samples,
         "words of prompts": 2 * WORDS * here.seconds(shapes.words(WORD_NODES, plan.length, plan.response)),
-        "grafts": 2 * (ablated["head"] + plan.probes * grafted) * repeats * forward,
+        "grafts": 2 * (found.layers * found.heads + plan.probes * grafted) * repeats * forward,
     }
 
 

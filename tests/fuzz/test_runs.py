@@ -188,7 +188,7 @@ def test_half_of_a_surrogate_pair_is_shown_as_its_escape(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "study")
     run = tmp_path / "study" / "A-00000000" / "seed-0"
     (run / "meta.json").write_text(dumped({**META, "versions": {"\ud800": "3"}}))
-    assert "\\ud800 3" in report(run).read_text(encoding="utf-8")
+    assert "<td>version of \\ud800</td><td>3</td>" in report(run).read_text(encoding="utf-8")
 
 
 def test_directories_that_no_file_system_takes_are_refused(tmp_path, monkeypatch):
