@@ -217,7 +217,7 @@ class Shapes:
         components = Components(model)
 
         def see(use: Use, gradient: Tensor) -> None:
-            use.sums(gradient * (gradient - use.values))
+            use.sums((gradient - use.values).mul_(gradient))
 
         with self._fake, components.untied(), handed(components, see), _counted(components.parts, []) as seen:
             total = log_odds(_logits(components.parts, samples, length, response), _responses(samples, response)).sum()

@@ -201,7 +201,7 @@ class Path:
         self._end: dict[str, Tensor] = {}
 
     def change(self, name: str) -> Tensor | None:
-        """End minus start of what lies here of a stored parameter; None where nothing changes."""
+        """End minus start of what lies here of a stored parameter, a tensor of its own; None where nothing changes."""
         if name not in self.start:
             return None
         return self._end.get(name, local(self.components.stored[name])) - self.start[name]
@@ -211,7 +211,7 @@ class Path:
 
         def product(use: Use) -> Tensor | None:
             change = self.change(self.components.source[use.name]) if use.name in gradients else None
-            return None if change is None else gradients[use.name] * change
+            return None if change is None else change.mul_(gradients[use.name])
 
         return self.components.reduce(product)
 
@@ -265,7 +265,7 @@ def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, en
         def see(use: Use, gradient: Tensor) -> None:
             change = path.change(components.source[use.name])
             if change is not None:
-                found = use.sums(gradient * change)
+                found = use.sums(change.mul_(gradient))
                 sums[use.name] = sums[use.name] + found if use.name in sums else found
 
         with path.at(s):
