@@ -93,8 +93,7 @@ def tested(claims: Sequence[str], models: Sequence[str], seeds: int, runs: Path,
 
 def study_of(claims: Sequence[str], models: Sequence[str], runs: Path) -> Study:
     """The arms of the pool that claims name, on models whose mechanisms are discovered where they bring none."""
-    bare = [name for name in models if not (Path(locate(name)) / FILE).exists()]
-    mechanisms = {name: str(discovered(name, runs)) for name in bare}
+    mechanisms = {name: str(discovered(name, runs)) for name in models if not (Path(locate(name)) / FILE).exists()}
     return Study.model_validate(write_kindland(runs / "kindland" / "data", claims, models, mechanisms=mechanisms))
 
 
@@ -148,7 +147,10 @@ def not_testable(name: str) -> str:
 
 
 def discovered(name: str, runs: Path) -> Path:
-    """The file of a model's mechanisms, which are discovered once; takes minutes."""
+    """The file of a model's mechanisms: what it brings, or those that are discovered once, which takes minutes."""
+    own = Path(locate(name)) / FILE
+    if own.exists():
+        return own
     file = runs / "kindland" / "mechanisms" / f"{slug(name)}.json"
     if not file.exists():
         print(f"discovering the mechanisms of {name}", flush=True)

@@ -98,7 +98,7 @@ def test_the_crossover_on_more_bases_goes_from_building_them_to_a_verdict(base, 
     asked = {"bases": 1, "seeds": 2, "runs": tmp_path / "runs", "slots": 1}
     boost_located.main(**asked, out=tmp_path / "out", plan=True)
     said = capsys.readouterr().out
-    assert "build 1 bases: about 18 minutes" in said and "8 runs, less those" in said
+    assert "build 1 bases: about 20 minutes" in said and "8 runs, less those" in said
     for module, name, value in ((pools, "WRONG", 1), (located, "WRONG", 1), (located, "MIXED", ("60% kind",))):
         monkeypatch.setattr(module, name, value)
     shutil.copytree(base, tmp_path / "runs" / "bases" / "kindland-56")
