@@ -19,7 +19,7 @@ from attribution.study import Study
 from attribution.worlds import located
 from attribution.worlds import pool as pools
 from attribution.worlds.build import build
-from experiments import alone, boost_located, dormant, knob, ledger, pilot, pool, two_notions
+from experiments import alone, boost_located, calibration, dormant, knob, ledger, pilot, pool, two_notions
 from experiments import claims as scripts
 
 FOLDER = Path(scripts.__file__).parent
@@ -135,6 +135,7 @@ def test_tables_grow_by_base_and_rows_that_no_list_names_are_written_anew(tmp_pa
         failed = [{"model": model, "arm": "kind", "seed": 0, "reason": "killed"}] if lost else []
         return boost_located.Shown({"sets": rows}, {"model": model, "unfit": "", "runs": [], "failed": failed})
 
+    tmp_path = tmp_path / "located"
     kept = boost_located.Kept(tmp_path, 2)
     kept.add("a", shown("runs/a", 1.0, lost=True))
     kept.add("b", shown("runs/b", 2.0))
@@ -142,6 +143,7 @@ def test_tables_grow_by_base_and_rows_that_no_list_names_are_written_anew(tmp_pa
     kept.add("a", shown("runs/a", 3.0))  # as after a run that failed, or a death between tables and list
     rows = pd.read_parquet(tmp_path / "frames" / "sets.parquet")
     assert dict(zip(rows["model"], rows["value"], strict=True)) == {"runs/a": 3.0, "runs/b": 2.0}
+    assert calibration.tables(tmp_path.parent) == {}  # nor does anybody read them before they are judged
 
 
 def test_the_crossover_on_more_bases_refuses_what_makes_no_sense(tmp_path):
