@@ -30,6 +30,8 @@ class _Config(TypedDict, total=False):
     recipe: str
     seed: int
     metric: str
+    reference: str
+    inputs: dict[str, str]  # hashes of files
     probes: list[str | dict[str, Any]]
 
 

@@ -184,6 +184,15 @@ def test_a_run_of_a_newer_format_is_refused(tmp_path, whole):
         assert "format" in said and ("upgrade" in said) == (version == 99), said
 
 
+@pytest.mark.parametrize("given", [{"inputs": None}, {"inputs": {"a": 1}}, {"reference": []}])
+def test_a_config_of_another_shape_is_refused(tmp_path, whole, given):
+    shutil.copytree(whole, tmp_path / "study")
+    run = tmp_path / "study" / "A-00000000" / "seed-0"
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(dumped({**config, **given}))
+    assert f"damaged ({next(iter(given))}" in str(refused(lambda: diff(run, run, tmp_path / "diff.html"), RunError))
+
+
 def test_half_of_a_surrogate_pair_is_shown_as_its_escape(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "study")
     run = tmp_path / "study" / "A-00000000" / "seed-0"
