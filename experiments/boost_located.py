@@ -36,7 +36,7 @@ from experiments.alone import FAILED, concluded, failures
 from experiments.claims import discovered, not_testable, told_in_a_sentence
 
 MINUTES = {"built": 20.0, "run": 0.4}  # on one core: a base with its mechanisms, one of its eight runs
-WRITTEN = "world.json"  # what the builder writes last
+WRITTEN = "world.json"  # by the builder, once the weights are there
 READ = ("sets", "probes")  # what the claims read
 ENOUGH, PILOT_SEED = 16, 2  # bases for which δ was fixed; the training seed of the pilot, which no result uses
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Kept:
         self.place, file = place, place / "bases.json"
         asked = {"claims": {claim: LEDGER[claim].hash for claim in CLAIMS}, "seeds": seeds}
         self._told = read_json(file) if file.exists() else {**asked, "bases": {}}
-        other = [name for name, value in asked.items() if self._told[name] != value]
+        other = [name for name, value in asked.items() if self._told.get(name) != value]
         if other:
             raise RunError(f"{file} is of other {' and '.join(other)} than those asked for; remove {place}, or name another")
 

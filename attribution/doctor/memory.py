@@ -53,14 +53,15 @@ def _held(found: Structure, plan: Plan) -> dict[str, float]:
     """Bytes that are there after a step until its gradients are dropped, by what they are."""
     wide, logits = wide_of(found), found.rows * plan.response * _of_a_logit(found)
     trained = plan.lora * found.sides * wide if plan.lora else found.bytes
-    moving = _moving(found, plan)  # what the recorder copies: effective weights
+    moving = moving_of(found, plan)  # what the recorder copies: effective weights
     held: dict[str, float] = {
         "weights": found.bytes,
         "gradients": trained,
         "AdamW": 2 * trained,
         "recorder: weights before the step": moving,
         "recorder: gradient of each probe set": plan.probes * found.used * wide if plan.share_passes else 0,
-        "recorder: logits of probe sets and of training samples": (2 * plan.probes * plan.probe_samples + _read(plan)) * logits,
+        "recorder: logits of probe sets and of training samples": (2 * plan.probes * plan.probe_samples + read_of(plan))
+        * logits,
     }
     return held | ({"adapters": trained, "recorder: effective weights": moving} if plan.lora else {})
 
@@ -70,7 +71,7 @@ def _in_training(
 ) -> Iterator[tuple[str, float]]:
     """Most bytes in every part of training, what is held included."""
     wide, whole = wide_of(found), sum(held.values())
-    gradients, moving, used = held["gradients"], _moving(found, plan), found.used * wide
+    gradients, moving, used = held["gradients"], moving_of(found, plan), found.used * wide
     tied = found.rows * found.width * wide * found.tied
     effective = found.adapted * max(wide, 4) if plan.lora else 0  # gradient in them
     largest = found.largest * max(wide, 4)
@@ -83,7 +84,7 @@ def _in_training(
     during = whole + 2 * effective + 3 * tied  # a tied matrix: the gradient of either use, and what the embedding's is made of
     again = moving if plan.probes and plan.share_passes > 2 else 0  # weights after the step, once its shares were refined
     divergence = 5 * plan.response * found.rows * 4  # of a sample, from logits before and after
-    behaviour = shapes.quiet(_read(plan), plan.length, plan.response).peak + _read(plan) * divergence
+    behaviour = shapes.quiet(read_of(plan), plan.length, plan.response).peak + read_of(plan) * divergence
     of_probes = min(plan.probe_samples, BATCH_SIZE) * divergence if plan.probes else 0
     yield "recorder around a step", during + again + max(2 * largest, behaviour, of_probes)
     if plan.runs_again(found.small):
@@ -107,8 +108,8 @@ def _beside_training(found: Structure, plan: Plan, shapes: Shapes, device: str) 
     """The same before and after it, where there is neither gradient nor optimizer."""
     wide, samples = wide_of(found), min(plan.probe_samples, BATCH_SIZE)
     tied = found.rows * found.width * wide * found.tied
-    twin = _moving(found, plan) if plan.lora else 0  # the trained model with its effective weights
-    read = min(_read(plan), BATCH_SIZE)
+    twin = moving_of(found, plan) if plan.lora else 0  # the trained model with its effective weights
+    read = min(read_of(plan), BATCH_SIZE)
     ranked = 0 if found.small or plan.singles != "all" else shapes.causes(read, plan.length, plan.response).peak
     yield "causes on training samples", found.bytes + max(replayed(found, plan, read, device), ranked)
     if not plan.probes:
@@ -151,10 +152,11 @@ def _of_a_logit(found: Structure) -> int:
     return max(wide_of(found), 4)
 
 
-def _moving(found: Structure, plan: Plan) -> int:
+def moving_of(found: Structure, plan: Plan) -> int:
+    """Bytes of what the recorder copies: the weights, or the effective ones that adapters move."""
     return found.adapted * wide_of(found) if plan.lora else found.bytes
 
 
-def _read(plan: Plan) -> int:
+def read_of(plan: Plan) -> int:
     """Training samples of which causes are read, and log-odds at every step."""
     return min(plan.samples, CAUSE_SAMPLES)

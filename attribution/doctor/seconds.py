@@ -13,12 +13,12 @@ from statistics import median
 import torch
 
 from attribution.causes import BATCH_SIZE
-from attribution.doctor.memory import trained_pass, wide_of
+from attribution.doctor.memory import moving_of, read_of, trained_pass, wide_of
 from attribution.doctor.opening import Opened
 from attribution.doctor.passes import Pass, Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.structure import Structure
-from attribution.runs.stages import CAUSE_SAMPLES, GRAFTED_NEURONS, GRAFTED_ROWS, WORD_NODES, WORDS
+from attribution.runs.stages import GRAFTED_NEURONS, GRAFTED_ROWS, WORD_NODES, WORDS
 
 HEAD, NEURON = 1.1, 0.75  # time of the layers that an exact ablation runs again, over their time in a forward pass
 OPTIMIZER = 20  # times that AdamW reads or writes an element of a parameter
@@ -101,11 +101,10 @@ def seconds(
     trained = plan.lora * found.sides * 4 if plan.lora else found.bytes
     training = plan.max_steps * (plan.accumulation * here.seconds(step) + OPTIMIZER * trained / here.traffic)
     effective = 2 * plan.tokens * found.adapted / here.flops if plan.lora else 0.0  # gradients of effective weights
-    read = min(plan.samples, CAUSE_SAMPLES)
+    read = read_of(plan)
     watched = SIZES * plan.tokens * found.layers * (found.heads * found.head_dim + found.neurons) * wide_of(found)
-    moved = RECORDER * (found.adapted * wide_of(found) if plan.lora else found.bytes)
     behaviour = here.seconds(shapes.quiet(read, plan.length, plan.response))
-    around = (moved + watched) / here.traffic + effective + behaviour
+    around = (RECORDER * moving_of(found, plan) + watched) / here.traffic + effective + behaviour
     parts = {"training": training, "recorder without probes": plan.max_steps * around}
     if plan.runs_again(found.small):
         once_more = here.seconds(shapes.training(plan.batch_size, plan.length))
