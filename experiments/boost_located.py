@@ -36,7 +36,7 @@ from experiments.alone import FAILED, concluded, failures
 from experiments.claims import discovered, not_testable, told_in_a_sentence
 
 MINUTES = {"built": 20.0, "run": 0.4}  # on one core: a base with its mechanisms, one of its eight runs
-WRITTEN = "world.json"  # by the builder, once the weights are there
+WRITTEN = "world.json"  # written by the builder once the weights are there
 READ = ("sets", "probes")  # what the claims read
 ENOUGH, PILOT_SEED = 16, 2  # bases for which δ was fixed; the training seed of the pilot, which no result uses
 T = TypeVar("T")
