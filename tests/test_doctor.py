@@ -151,6 +151,8 @@ def test_memory_and_time_grow_as_the_recorder_does(tiny):
     kept, handed = shapes.probe(*once).peak, shapes.refined(*once).peak  # all gradients are there at the end, or one at a time
     more = one.peaks["refining of its shares"] - one.peaks["reading of a probe set"]
     assert more == 4 * (found.parameters + found.used) + handed - kept and handed < kept
+    few = 1, 2, 1  # tokens, so that gradients are the most of what there is
+    assert shapes.probe(*few).peak - shapes.refined(*few).peak > 2 * found.parameters
     assert "refining of its shares" not in peaks(share_passes=2).peaks
     none = peaks(share_passes=0)
     assert none.held["recorder: gradient of each probe set"] == 0 and none.peak < peaks(share_passes=2).peak

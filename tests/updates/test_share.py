@@ -120,6 +120,22 @@ def test_between_the_ends_no_gradient_is_kept_and_shares_are_the_same(trained, m
     assert not any(use.parameter._backward_hooks for use in components.uses)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_moved_is_what_the_weights_say(tiny, tied):
+    """A tied matrix counts once in the length of the change, and in the groups of both its uses."""
+    components = Components(tiny("llama", tied=tied))
+    start = {name: p.detach().clone() for name, p in components.stored.items()}
+    with torch.no_grad():
+        for parameter in components.stored.values():
+            parameter.view(-1)[::2] += 0.1
+    found = Path(components, start).moved({})
+    changes = {name: parameter.detach() - start[name] for name, parameter in components.stored.items()}
+    assert found.length == pytest.approx(sum(change.square().sum().item() for change in changes.values()) ** 0.5, rel=1e-5)
+    uses = [changes[components.source[use.name]] for use in components.uses]
+    assert found.squares.sum().item() == pytest.approx(sum(change.square().sum().item() for change in uses), rel=1e-5)
+    assert found.changed.sum().item() == sum(int((change != 0).sum()) for change in uses) and not found.products.any()
+
+
 def test_zeros_instead_of_gradients_break_the_sum_rule(trained):
     components, start, found, before = trained
     nothing = {name: torch.zeros_like(g) for name, g in before.gradients.items()}
