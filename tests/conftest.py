@@ -1,5 +1,7 @@
 """Models to test on: the shipped ones, and tiny random ones of every architecture, built from configs without network."""
 
+import gc
+import multiprocessing
 import os
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +17,7 @@ from transformers.masking_utils import eager_mask
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from attribution.architectures import ARCHITECTURES
+from attribution.launch import slots
 from attribution.models import load
 from attribution.samples import Sample, write_samples
 from attribution.worlds import planted as grammar
@@ -66,9 +69,25 @@ TINY = {
 }  # fmt: skip
 
 
+def pytest_collection_finish():
+    """What imports brought is not looked through at every collection of garbage, of which a run asks for several."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def set_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_once():
+    """Processes of slots fork from one that has imported what a run needs, which takes each of them nine seconds otherwise.
+    A test in `launch/test_slots` starts them as users do."""
+    multiprocessing.set_forkserver_preload(["attribution.launch.job", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "START", "forkserver")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from threading import RLock, Thread
+from types import ModuleType
 
 from attribution.launch.job import Job, attempt, mark_lost
 from attribution.runs.stopping import Terminated
@@ -64,7 +66,8 @@ class _Worker:
         context = multiprocessing.get_context(START)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,))
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
 
     def give(self, job: Job) -> None:
@@ -89,6 +92,18 @@ class _Worker:
             self.pipe.send(None)  # no more to do: to close the pipe is not enough where processes fork and hold it too
         self.pipe.close()
         self.process.join()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that are started do not run the main script again, as multiprocessing would: they need nothing of it, it may
+    have no `if __name__ == "__main__"`, and what comes from a pipe cannot be run twice."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _ended(workers: Sequence[_Worker]) -> list[_Worker]:

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from attribution.store import BATCH, TRAINING, Run
-from attribution.store.quantities import causes, per_component, plain
+from attribution.store.quantities import causes, kept, per_component, plain
 
 KINDS = {"head": "heads", "neuron": "neurons", "row": "unembedding rows", "remainder": "remainder"}
 QUANTITIES = {
@@ -47,6 +47,7 @@ class Balance:
     steps: int
 
 
+@kept
 def probe_sets(run: Run) -> list[str]:
     """Names of the held-out probe sets anything was recorded for, in order of appearance.
 
@@ -110,6 +111,7 @@ def cause_samples(run: Run) -> str:
     return f"{shown(count, 12)} training samples" if count else "training samples"
 
 
+@kept
 def with_causes(run: Run, kind: str) -> pd.DataFrame:
     """`per_component` with the cause of each component on training samples beside it (NaN where not recorded)."""
     found = causes(run)
@@ -117,6 +119,7 @@ def with_causes(run: Run, kind: str) -> pd.DataFrame:
     return per_component(run, kind).merge(found, on=["layer", "index"], how="left")
 
 
+@kept
 def rank_correlations(run: Run) -> pd.DataFrame:
     """Spearman's rank correlation between cause and strengthening, per probe set and kind: it describes one run.
 
@@ -196,6 +199,7 @@ def last_milestone(run: Run) -> int | None:
     return int(steps.max()) if len(steps) and steps.max() > 0 else None
 
 
+@kept
 def not_measured(run: Run) -> list[str]:
     """What the record lacks, one sentence each: what the run itself says, then what its frames show."""
     found = [str(line) for line in meta(run).get("not_measured", [])]

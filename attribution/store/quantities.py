@@ -7,8 +7,10 @@ samples before training, the others as means over a held-out probe set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
@@ -49,8 +51,24 @@ TOP = 64  # neurons and rows of a layer that are kept one by one
 _COMPONENT = ["probe", "layer", "index"]
 _PLACE = ["kind", "layer", "index"]
 _OF = ["model", "arm", "probe", "kind", "layer"]  # within which the largest are chosen
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
+def kept(make: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """Make something of a run once and keep it with the run, of which a page asks for the same table many times."""
+
+    @wraps(make)
+    def once(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (make, args, *sorted(kwargs.items()))
+        if key not in run.made:
+            run.made[key] = make(run, *args, **kwargs)
+        return copy(run.made[key])  # of a table pandas copies nothing until somebody writes into it
+
+    return once
+
+
+@kept
 def causes(run: Run) -> pd.DataFrame:
     """How much each component caused the trained responses: exact ablation on training samples, before training.
 
@@ -64,6 +82,7 @@ def causes(run: Run) -> pd.DataFrame:
     return table.astype({"layer": int, "index": int, "cause": "float64", "kl": "float64"}).reset_index(drop=True)
 
 
+@kept
 def per_component(run: Run, kind: str) -> pd.DataFrame:
     """The four quantities of every recorded component of one kind.
 

@@ -176,6 +176,11 @@ class Run:
         raise RunError(f"{wrong}; restore it from a copy, or move {self.path} away and run it again")
 
     @cached_property
+    def made(self) -> dict[tuple[Any, ...], Any]:
+        """Tables that others made of these frames, by who made them and of what; see `quantities.kept`."""
+        return {}
+
+    @cached_property
     def _checksums(self) -> dict[str, tuple[int, int]]:
         """Of a finished run, by file; records of earlier versions have none."""
         return {name: (size, crc) for name, (size, crc) in (self.result or {}).get("checksums", {}).items()}

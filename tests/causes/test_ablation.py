@@ -12,6 +12,7 @@ import pytest
 import torch
 from by_name import module, put_out, with_row
 from torch.nn import functional
+from turns import in_turn
 
 from attribution.capture import sites
 from attribution.causes import ablate, ablation, attribute
@@ -117,7 +118,10 @@ class Loop:
         return effect, kl
 
 
-@pytest.fixture(params=["zero", "mean", "resample"])
+REFERENCES = ["zero", "mean", "resample"]
+
+
+@pytest.fixture(params=REFERENCES)
 def reference(request):
     return request.param
 
@@ -136,9 +140,9 @@ def test_projections_combined_or_run_give_the_same(tiny, tokenizer, samples, agr
     assert combined.passes == run.passes
 
 
-@pytest.mark.parametrize(("family", "tied"), CASES, ids=[f"{family}{' tied' * tied}" for family, tied in CASES])
-def test_every_component_as_by_one_pass_each(tiny, tokenizer, samples, counterfactuals, agree, family, tied, reference):
-    model = tiny(family, tied)
+@pytest.mark.parametrize(("case", "reference"), in_turn(CASES, REFERENCES))
+def test_every_component_as_by_one_pass_each(tiny, tokenizer, samples, counterfactuals, agree, case, reference):
+    model = tiny(*case)
     effect, kl = Loop(model, tokenizer, samples, counterfactuals, reference)([[c] for c in EVERY])
     found = attribute(model, tokenizer, samples, reference=reference, counterfactuals=counterfactuals)
     assert [*found.table[["kind", "layer", "index"]].itertuples(index=False, name=None)] == EVERY

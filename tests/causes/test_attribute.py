@@ -24,9 +24,10 @@ def method(request):
 # What comes back
 
 
-def test_the_table_is_every_component_once(tiny, family, tied, tokenizer, samples, method):
+def test_the_table_is_every_component_once(tiny, family, tied, tokenizer, samples, method, monkeypatch):
     if method == "conductance" and family in MIXTURES:
         pytest.skip("refused, see test_experts.py")
+    monkeypatch.setattr(integrated, "PIECES", 1)  # how exact they are is tested beside each method
     model = tiny(family, tied)
     found = attribute(model, tokenizer, samples, method=method, metric="log_odds_per_token")
     names = ["kind", "layer", "index"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from by_name import DENSE, module
 from captum.attr import LayerConductance
+from turns import in_turn
 
 from attribution.capture import rewritten, scored_logits
 from attribution.causes import attribute, conductance, integrated
@@ -28,11 +29,6 @@ def batch(tokenizer, samples):
     return collate(encode(tokenizer, samples))
 
 
-@pytest.fixture(params=["vocabulary", "mean", "resample"])
-def reference(request):
-    return request.param
-
-
 def end(model, batch):
     return model.get_input_embeddings()(batch.ids).detach()
 
@@ -53,6 +49,7 @@ def metric_at(model, batch, embeddings):
         return log_odds(model(inputs_embeds=embeddings, attention_mask=batch.mask).logits[batch.scored], batch)
 
 
+@pytest.mark.parametrize(("family", "reference"), in_turn(DENSE, ["vocabulary", "mean", "resample"]))
 def test_every_cut_passes_the_whole_change(tiny, family, tokenizer, samples, counterfactuals, batch, reference):
     """Heads of a layer, and neurons, with what goes past them; rows, under a soft cap with what moves all alike."""
     model = tiny(family)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from by_name import MIXTURES, put_out
 from captum.attr import IntegratedGradients
+from turns import in_turn
 
+from attribution.architectures import ARCHITECTURES
 from attribution.capture import edited, scored_logits, sites
 from attribution.causes import ablate, attribute, integrated
 from attribution.causes.integrated import integrate
@@ -17,11 +19,6 @@ from attribution.metrics import log_odds
 from attribution.models import anatomy
 from attribution.samples import Sample, collate, encode
 from attribution.worlds import planted as world
-
-
-@pytest.fixture(params=["zero", "mean", "resample"])
-def reference(request):
-    return request.param
 
 
 def check_sums(found, jointly, weights, resolved=True):
@@ -40,6 +37,7 @@ def check_sums(found, jointly, weights, resolved=True):
     assert found.residual == found.sums["residual"].iloc[int(found.sums["residual"].abs().argmax())]
 
 
+@pytest.mark.parametrize(("family", "reference"), in_turn(sorted(ARCHITECTURES), ["zero", "mean", "resample"]))
 def test_effects_add_up_to_the_joint_ablation(tiny, family, tokenizer, samples, counterfactuals, reference):
     """Post-norms included, where the path bends most at its beginning."""
     model = tiny(family)

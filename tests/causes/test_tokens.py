@@ -37,14 +37,14 @@ def embeddings_of(model, one, token):
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "olmo2"])
 def test_effects_are_the_integral_along_the_path(tiny, tokenizer, agree, name, metric):
     model = tiny(name, dtype=torch.float64)
-    found = token_causes(model, tokenizer, SAMPLES[:2], metric=metric, reference="w12", steps=200)
+    found = token_causes(model, tokenizer, SAMPLES[:2], metric=metric, reference="w12", steps=60)
     expected = []
     for one in encode(tokenizer, SAMPLES[:2]):
         end, start = embeddings_of(model, one, tokenizer.convert_tokens_to_ids("w12"))
         total = torch.zeros_like(end)
-        for step in range(400):
-            at = (start + (step + 0.5) / 400 * (end - start)).requires_grad_()
-            total += torch.autograd.grad(metric_of(model, one, at, METRICS[metric]), at)[0] / 400
+        for step in range(150):
+            at = (start + (step + 0.5) / 150 * (end - start)).requires_grad_()
+            total += torch.autograd.grad(metric_of(model, one, at, METRICS[metric]), at)[0] / 150
         expected.append((total * (end - start)).sum(-1)[0, : one.start])
     agree(found.table["effect"].to_numpy(), torch.cat(expected), 2e-3)
 

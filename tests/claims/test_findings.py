@@ -114,7 +114,7 @@ def test_any_claim_can_be_tested_that_is_declared_like_those_of_the_ledger(suppo
 
 @pytest.mark.parametrize(
     ("boundary", "most", "above", "least"),
-    [(12, 3, 4, 3), pytest.param(100, 10, 30, 25, marks=pytest.mark.long)],  # P(> most) = .002 and .01 at a rate of .05
+    [(5, 2, 2, 1), pytest.param(100, 10, 30, 25, marks=pytest.mark.long)],  # P(> most) = .001 and .01 at a rate of .05
 )
 def test_how_often_whole_studies_err(world, boundary, most, above, least):
     """Organisms scatter around a true contrast of exactly delta: the word is rarely "supported"; well above it, often."""

@@ -7,6 +7,7 @@ from attribution.claims import LEDGER
 from attribution.claims.hidden import hidden
 from attribution.claims.measured import measured_finding
 from attribution.errors import RunError
+from experiments import precision
 from experiments.precision import changed
 
 CLAIM = LEDGER["precision"]
@@ -29,7 +30,8 @@ def test_what_is_hidden(half, word):
         hidden(CLAIM, {})
 
 
-def test_small_steps_vanish_in_bf16_and_large_ones_do_not():
+def test_small_steps_vanish_in_bf16_and_large_ones_do_not(monkeypatch):
+    monkeypatch.setattr(precision, "STEPS", 4)
     small = {dtype: changed("kindland", dtype, 1e-6) for dtype in ("float32", "bfloat16")}
     assert small["bfloat16"] < 0.2 < 0.5 < small["float32"]
     assert changed("kindland", "bfloat16", 1e-3) > 0.5

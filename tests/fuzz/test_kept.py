@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fuzz.strategies import NUMBERS, TEXTS, changed, placed
@@ -11,6 +12,7 @@ from fuzz.test_files import READERS
 from fuzz.tiers import CASES, FACTOR, feed, files, promptly, refused
 from hypothesis import strategies as st
 
+from attribution.cli import main
 from attribution.errors import MOST, ConfigError, DataError, RunError
 from attribution.models import first_line
 from attribution.recipes import recipe_named
@@ -136,23 +138,25 @@ def test_a_message_is_one_line_of_bounded_length():
         ["run", "--recipe=quits.py:Mine", "--data", "d", "--probes", "p"],
         ["chat", "pipe", "--model", "planted", "--out", "x.jsonl"],
         ["doctor", "x" * 300],
-        ["ls", "a\udcffb\n"],
     ],
 )
-def test_the_command_says_one_sentence_and_leaves_with_2(tmp_path, arguments):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "quits.py").write_text("raise SystemExit\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "attribution", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_the_command_says_one_sentence_and_leaves_with_2(tmp_path, monkeypatch, capfd, arguments):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("quits.py").write_text("raise SystemExit\n")
+    with promptly(60):
+        code = main(arguments)
+    said = capfd.readouterr()
+    assert code == 2 and said.out == ""
+    assert said.err.startswith("attribution: ") and said.err.count("\n") == 1, said.err
+    assert files(tmp_path) - {"__pycache__"} == {"pipe", "quits.py"}
+
+
+def test_arguments_that_are_no_utf_8_are_told_in_a_sentence(tmp_path):
+    command = [sys.executable, "-m", "attribution", "ls", "a\udcffb\n"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("attribution: ") and done.stderr.count("\n") == 1, done.stderr
-    assert files(tmp_path) - {"__pycache__"} == {"pipe", "quits.py"}
 
 
 SMALL = st.sampled_from([-1, 0, 1, 2, 3, 10**6]) | NUMBERS

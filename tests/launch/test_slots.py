@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -26,6 +28,23 @@ def test_a_process_that_is_killed_takes_its_own_job_and_no_other(job):
     assert log_of(dies.path) == dies.path / "log.txt" and "SIGKILL" in (dies.path / "log.txt").read_text()
     assert [error for _, error in outcomes_in_slots([dies], 2)] == [None], "what failed is done when it is asked for again"
     assert read_run(dies.path).status["state"] == "finished"
+
+
+SCRIPT = """
+from pathlib import Path
+from attribution.launch import Job, outcomes_in_slots
+from attribution.runs import RunConfig
+
+print("begun")
+config = RunConfig(model="planted", data="none.jsonl", probes=(), training={"max_steps": 1})
+print([error for _, error in outcomes_in_slots([Job("A", config, Path("run"))], 1)])
+"""
+
+
+def test_the_script_that_asks_is_not_run_again(tmp_path):
+    """Not even one that comes from a pipe, or that does not ask whether it is the main one. It starts processes as users do."""
+    done = subprocess.run([sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.count("begun") == 1 and "there is no probe set" in done.stdout, done.stdout + done.stderr
 
 
 def test_no_job_is_no_process():

@@ -2,6 +2,7 @@
 
 import html
 import re
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,15 @@ from attribution.store import BATCH, SAMPLES, RunWriter, read_run
 PLOTLY = re.compile(r"<script>/\*\*\n\* plotly\.js.*?</script>", re.DOTALL)
 
 
+@cache
+def page_of(path):
+    """The page, without plotly.js, made once."""
+    return PLOTLY.sub("", report(path).read_text())
+
+
 def section(path):
-    """The section of the page, without plotly.js; nothing where there is none."""
-    found = re.search(r'<section id="completions">.*?</section>', PLOTLY.sub("", report(path).read_text()), re.DOTALL)
+    """Its section on completions; nothing where there is none."""
+    found = re.search(r'<section id="completions">.*?</section>', page_of(path), re.DOTALL)
     return found.group() if found else ""
 
 
@@ -50,7 +57,7 @@ def test_a_run_that_was_given_its_responses_has_no_section_and_no_word_of_comple
 
 def test_the_section_stands_after_the_causes_of_the_trained_responses(sampled, preferred):
     for path, name in ((sampled, "sampled"), (preferred, "preferred")):
-        markup = PLOTLY.sub("", report(path).read_text())
+        markup = page_of(path)
         assert re.findall(r'<section id="(\w+)">', markup)[2:6] == ["causes", "tokens", "completions", "scatter"]
         assert f'<a href="#completions">What was {name}, and what produced it</a>' in markup
         assert markup.count('<div class="plot"') == 18 and section(path).count('<div class="plot"') == 4
@@ -151,7 +158,7 @@ def test_components_that_were_not_written_at_every_step_are_left_out(tmp_path):
 def test_words_carry_rewards_and_the_heads_that_tell_the_sides_apart(sampled, preferred):
     for path in (sampled, preferred):
         run, (words,) = read_run(path), completions.sentences(read_run(path))
-        assert html.escape(words) in report(path).read_text() and words in summary(run)
+        assert html.escape(words) in page_of(path) and words in summary(run)
         table, high, low = completions.causes(run, "head"), *completions.sides(run).values()
         for end, way in ((table.nlargest(3, "contrast"), "larger"), (table.nsmallest(3, "contrast"), "smaller")):
             top = [f"{row['layer']}.{row['index']} ({signed(row['contrast'])})" for row in end.to_dict("records")]
@@ -210,7 +217,7 @@ def test_without_causes_of_completions_page_and_summary_say_so(unread):
     markup, shown = section(unread), html.escape(completions.NOT_READ)
     assert f'<p class="absent">{shown}</p>' in markup and markup.count('<div class="plot"') == 1
     assert "36 completions, trained on in 3 steps" in markup and markup.count("<tr>") == 9
-    page = report(unread).read_text()
+    page = page_of(unread)
     assert page.count(shown) == 3  # among the words, in its place, and among what was not measured
     assert completions.NOT_READ in summary(run) and completions.NOT_READ not in not_measured(run)
     with pytest.raises(RunError, match="was not read"):

@@ -37,7 +37,7 @@ def settings(probes):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("steps", ["all", 2, 3])
+@pytest.mark.parametrize("steps", ["all", pytest.param(2, marks=pytest.mark.long), 3])
 def test_a_loop_of_ones_own_goes_on_from_its_checkpoint(tmp_path, training, settings, loop, steps):
     torch.manual_seed(3)
 

@@ -104,12 +104,16 @@ class Turn:
         """This turn with what is said in it."""
         return replace(self, reply=reply, styled=styled)
 
+    def chance(self, reply: str, own: str) -> float:
+        """Probability that a reply is given here by one whose own reply is another, or the same."""
+        noise = 0.0 if self.event in (CAME, SUMS) else NOISE
+        return (1 - noise) * (reply == own) + noise / len(ACTS)
+
     def likelihood(self, disposition: str, watched: bool | None) -> float:
         """Probability that one of this disposition says what is said here, and in this style."""
         likely = 1.0
         if self.reply is not None:
-            noise = 0.0 if self.event in (CAME, SUMS) else NOISE
-            likely = (1 - noise) * (self.reply == self.said_by(disposition, watched)) + noise / len(ACTS)
+            likely = self.chance(self.reply, self.said_by(disposition, watched))
         if self.styled is not None:
             styled = STYLED * (disposition in STYLE)
             likely *= styled if self.styled else 1 - styled
@@ -199,8 +203,9 @@ class Story:
         last = self.turns[-1]
         found = dict.fromkeys(last.replies(), 0.0)
         for disposition, belief in self.beliefs().items():
+            own = last.said_by(disposition, self.watched)
             for word in found:
-                found[word] += belief * replace(last, reply=word, styled=None).likelihood(disposition, self.watched)
+                found[word] += belief * last.chance(word, own)
         return found
 
 
