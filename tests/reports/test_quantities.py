@@ -132,3 +132,15 @@ def test_text_from_data_is_one_printable_line():
     assert quantities.shown("a\n\x1b[31mb\u202e") == "a\\n\\x1b[31mb\\u202e"
     assert quantities.shown("w" * 10_000, 20) == "w" * 20 + "…"
     assert quantities.signed(np.nan) == "–" and quantities.signed(-0.12345) == "−0.123"
+
+
+def test_tables_are_made_once_for_a_run_and_nobody_spoils_those_of_others(finished, unfinished):
+    run = read_run(finished)
+    first, heads = quantities.probe_sets(run), quantities.per_component(run, "head")
+    expected = heads.copy(deep=True)
+    first.clear()
+    heads.loc[:, "share"] = 7.0
+    heads.drop(columns="graft", inplace=True)
+    pd.testing.assert_frame_equal(quantities.per_component(run, "head"), expected)
+    assert len(quantities.probe_sets(run)) == 2 and not quantities.per_component(run, "neuron").equals(expected)
+    assert len(run.made) == 3 and not read_run(unfinished).made and not read_run(finished).made
