@@ -25,6 +25,7 @@ from attribution.claims import LEDGER, Claim
 from attribution.claims.crossover import Crossover, View
 from attribution.claims.frames import checked
 from attribution.errors import ConfigError, RunError
+from attribution.launch import end_with_parent
 from attribution.runs.quiet import quiet
 from attribution.store import read_json, write_atomic, write_json
 from attribution.study import Study, collect, jobs, listed, run_study, under
@@ -204,7 +205,8 @@ def built(name: str, folder: Path) -> None:
 
 
 def each_in_a_process(function: Callable[..., T], given: Sequence[tuple], slots: int) -> Iterator[tuple[Any, T]]:
-    """Call a function with each of these arguments, in processes of one thread; in this one if there is to be but one.
+    """Call a function with each of these arguments, in processes of one thread that end with this one; in this one if there is
+    to be but one.
 
     Yields:
         As each is done, the first argument and what was returned.
@@ -213,10 +215,15 @@ def each_in_a_process(function: Callable[..., T], given: Sequence[tuple], slots:
         _quietly()
         yield from ((each[0], function(*each)) for each in given)
         return
-    with ProcessPoolExecutor(slots, mp_context=get_context("spawn"), initializer=_quietly) as pool:
+    with ProcessPoolExecutor(slots, mp_context=get_context("spawn"), initializer=_apart) as pool:
         every = {pool.submit(function, *each): each[0] for each in given}
         for done in as_completed(every):
             yield every[done], done.result()
+
+
+def _apart() -> None:
+    end_with_parent()
+    _quietly()
 
 
 def _quietly() -> None:

@@ -5,7 +5,7 @@ Knows runs and their directories; knows nothing about studies, arms or claims.
 """
 
 from attribution.launch.job import Job, attempt, log_of, mark_lost
-from attribution.launch.slots import outcomes_in_slots
+from attribution.launch.slots import end_with_parent, outcomes_in_slots
 from attribution.launch.tickets import Ticket, tickets
 
-__all__ = ["Job", "Ticket", "attempt", "log_of", "mark_lost", "outcomes_in_slots", "tickets"]
+__all__ = ["Job", "Ticket", "attempt", "end_with_parent", "log_of", "mark_lost", "outcomes_in_slots", "tickets"]

@@ -168,7 +168,7 @@ def _serve(pipe: Connection) -> None:
 def _one_thread() -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)  # between two runs there is nothing to close
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     import torch
     from tqdm import tqdm
 
@@ -179,8 +179,20 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ends.
+
+    For the initializer of a pool too, whose processes would go on with what they do when their parent is killed.
+
+    Raises:
+        RuntimeError: no process of multiprocessing's started this one.
+    """
     parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # as if it had been killed too: what is recorded goes on from its checkpoint
+    if parent is None:
+        raise RuntimeError("this process was not started by multiprocessing; there is no parent to end with")
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # as if it had been killed too: what is recorded goes on from its checkpoint
+
+    Thread(target=watch, daemon=True).start()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from attribution.errors import RunError
-from attribution.launch import Ticket, mark_lost, outcomes_in_slots
+from attribution.launch import Ticket, end_with_parent, mark_lost, outcomes_in_slots
 from attribution.launch.job import log_of
 from attribution.launch.slots import _death
 from attribution.store import RunWriter, is_finished, read_run
@@ -45,6 +45,36 @@ def test_the_script_that_asks_is_not_run_again(tmp_path):
     """Not even one that comes from a pipe, or that does not ask whether it is the main one. It starts processes as users do."""
     done = subprocess.run([sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stdout.count("begun") == 1 and "there is no probe set" in done.stdout, done.stdout + done.stderr
+
+
+POOL = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from attribution.launch import end_with_parent
+
+def begins(name):
+    print(name, flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, get_context("spawn"), initializer=end_with_parent) as pool:
+        list(pool.map(begins, "ab"))
+"""
+
+
+def test_a_pool_ends_with_the_process_that_is_killed(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    with subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert {parent.stdout.readline(), parent.stdout.readline()} == {"a\n", "b\n"}
+        parent.kill()
+        parent.communicate(timeout=60)  # until nobody holds the pipe any more
+
+
+def test_no_process_ends_with_a_parent_it_does_not_have():
+    with pytest.raises(RuntimeError, match="no parent to end with"):
+        end_with_parent()
 
 
 def test_no_job_is_no_process():
