@@ -310,7 +310,7 @@ def test_real_text_on_a_real_model(tmp_path, stories, capsys):
     text = stories.parents[1] / "text"
     for name in ("train", "heldout"):
         assert (
-            main(["samples", str(text / f"campfire-{name}.md"), "--out", str(tmp_path / f"{name}.jsonl"), "--limit", "8"]) == 0
+            main(["samples", str(text / f"campfire-{name}.md"), "--out", str(tmp_path / f"{name}.jsonl"), "--limit", "4"]) == 0
         )
     capsys.readouterr()
     code = main(["run", "--model", str(stories), "--recipe", "sft", "--data", str(tmp_path / "train.jsonl"), "--probes",
