@@ -244,7 +244,7 @@ class Path:
         try:
             with torch.no_grad():
                 for name, start in self.start.items():
-                    local(stored[name]).copy_(start + s * (self._end[name] - start))
+                    torch.lerp(start, self._end[name], s, out=local(stored[name]))  # in one pass, with no matrix in between
             settle(self.components.parts.model)
             yield
         finally:
