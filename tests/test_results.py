@@ -15,8 +15,9 @@ from attribution.claims import LEDGER, evaluate
 from attribution.claims.frames import NEUTRAL
 from attribution.claims.plain import PLAIN
 from attribution.store import TRAINING
+from attribution.worlds.located import MORE_BASES
 from attribution.worlds.studies import BASES, ORGANISMS, UNROUTED
-from experiments import alone, boost, calibration, ledger
+from experiments import alone, boost, boost_located, calibration, ledger
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -27,6 +28,7 @@ def same(one, other):
     return one == other
 
 
+FURTHER = {str(boost_located.folder_of(name, Path("runs"))) for name in MORE_BASES}
 FINDINGS = sorted(path.parent.name for path in RESULTS.glob("*/findings.json"))
 
 
@@ -57,7 +59,8 @@ def test_every_verdict_is_recomputed_from_the_tables(judged_anew, name):
     for each in stored:
         assert each["hash"] in page and f"## {each['claim']['id']}: {each['verdict'][0]['verdict'].capitalize()}" in summary
     told = json.loads((RESULTS / name / "study.json").read_text())
-    assert set(told["models"]) in ({*BASES}, {*ORGANISMS}) and all(run["state"] == "finished" for run in told["runs"])
+    every = {*told["models"], *told.get("unfit", ())}
+    assert every in ({*BASES}, {*ORGANISMS}, FURTHER) and all(run["state"] == "finished" for run in told["runs"])
 
 
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
