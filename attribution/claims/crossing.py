@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -80,8 +80,20 @@ def crossover_finding(claim: Claim, frames: Frames) -> Finding:
         null_table=_null_table([primary, *others], claim.delta),
         partitions=primary.crossover.partitions(),
         recruitment=recruitment(claim, study["grafts"]),
-        excluded=failed_runs(study["failed"]) + [line for reading in [primary, *others] for line in reading.crossover.excluded],
+        excluded=failed_runs(study["failed"]) + _left_out([primary, *others]),
     )
+
+
+def _left_out(readings: Sequence[Reading]) -> list[str]:
+    """One sentence for each organism or pair that was left out and each reason, with the readings where it was."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for reading in readings:
+        for left in reading.crossover.excluded:
+            where.setdefault(left, []).append(reading.view.name)
+    return [
+        f"{what} is left out ({'every reading' if len(names) == len(readings) else '; '.join(names)}): {why}."
+        for (what, why), names in where.items()
+    ]
 
 
 def _read(claim: Claim, study: Mapping[str, pd.DataFrame], view: View) -> Reading:

@@ -133,15 +133,15 @@ class Crossover:
         return self._table(self.claim.cell.mechanisms, control=False)
 
     @cached_property
-    def excluded(self) -> list[str]:
-        """One sentence per organism that was left out, per pair that was, and per arm that is the reason."""
+    def excluded(self) -> list[tuple[str, str]]:
+        """What was left out and why: organisms, and pairs once per arm that is the reason."""
         pairs = [
-            f"{model}, seed {seed}, is left out ({self.view.name}): arm {run[1]} {reason}."
+            (f"{model}, seed {seed},", f"arm {run[1]} {reason}")
             for model, seed, runs, matched in self._all
             for run, reason in zip(runs, matched.reasons, strict=True)
             if reason
         ]
-        return [f"{model} is left out ({self.view.name}): {reason}." for model, reason in self._unfit.items()] + pairs
+        return [*self._unfit.items(), *pairs]
 
     @cached_property
     def _unfit(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ import pytest
 
 from attribution.claims import BOOST
 from attribution.claims.claim import Threshold
+from attribution.claims.crossing import crossover_finding
 from attribution.claims.crossover import Crossover, View
 from attribution.claims.frames import checked
 from attribution.errors import ConfigError, RunError
@@ -153,12 +154,13 @@ def test_pairs_that_cannot_be_matched_are_listed(supported):
     sets = sets[~((sets["model"] == "planted/2") & (sets["arm"] == "A") & (sets["seed"] == 1))]
     found = crossover({"sets": sets, "probes": probes})
     assert len(found.pairs) == 8 and found.estimate().n == 5
-    assert len(found.excluded) == 2
-    assert (
-        found.excluded[0].startswith("planted/1, seed 0, is left out")
-        and "arm B has a KL that never rises" in found.excluded[0]
-    )
-    assert "planted/2, seed 1" in found.excluded[1] and "arm A was not recorded" in found.excluded[1]
+    (still_there, still_why), (lost, lost_why) = found.excluded
+    assert still_there == "planted/1, seed 0," and still_why.startswith("arm B has a KL that never rises")
+    assert lost == "planted/2, seed 1," and lost_why == "arm A was not recorded"
+    told = crossover_finding(BOOST, {**supported, "sets": sets, "probes": probes}).excluded
+    assert any(line.startswith("planted/2, seed 1, is left out (every reading): arm A was not") for line in told)
+    assert any("planted/1, seed 0, is left out (" in line and "KL-matched" in line and "gain-m" not in line for line in told)
+    assert len(told) == len(set(told))
 
 
 def needing(**values):
@@ -178,9 +180,8 @@ def test_organisms_that_lack_what_is_needed_before_training_are_left_out_whateve
     found = crossover(frames, needing(noise=5, balance=3))
     assert sorted(found.pairs["model"].unique()) == ["planted/0", "planted/2", "planted/4"] and found.estimate().n == 3
     assert set(found.partitions()["model"]) == {*found.pairs["model"]} == set(found.alike()["model"])
-    assert len(found.excluded) == 2
-    assert found.excluded[0].startswith("planted/1 is left out") and "balance is 4" in found.excluded[0]
-    assert found.excluded[1].startswith("planted/3 is left out") and "noise is 4" in found.excluded[1]
+    assert [model for model, _ in found.excluded] == ["planted/1", "planted/3"]
+    assert "balance is 4" in found.excluded[0][1] and found.excluded[1][1] == "noise is 4"
     assert len(crossover(frames).organisms()) == 5  # nobody is left out where a claim needs nothing
     with pytest.raises(ConfigError, match="unknown need 'size' of claim 'boost'; expected noise, balance"):
         crossover(frames, needing(size=1)).estimate()
