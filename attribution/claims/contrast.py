@@ -169,10 +169,10 @@ class Contrast:
         return self.recorded.before(term, at[term.arm][0])[0] or np.nan
 
     @cached_property
-    def excluded(self) -> list[str]:
-        """One sentence per pair of model and seed that was left out, and per arm that is the reason."""
+    def excluded(self) -> list[tuple[str, str]]:
+        """What was left out and why: pairs of model and seed, once per arm that is the reason."""
         return [
-            f"{model}, seed {seed}, is left out ({self.name}): arm {arm} {reason}."
+            (f"Seed {seed} of {model}", f"arm {arm} {reason}")
             for model, seed, matched in self._all
             for arm, reason in zip(self.part.arms, matched.reasons, strict=True)
             if reason

@@ -9,7 +9,7 @@ import pandas as pd
 
 from attribution.claims.claim import Matching
 from attribution.claims.contrast import Contrast, Recorded, gates
-from attribution.claims.finding import INTERVAL, Finding, failed_runs, interval_row
+from attribution.claims.finding import INTERVAL, Finding, failed_runs, interval_row, left_out
 from attribution.claims.frames import Frames, checked
 from attribution.claims.recruitment import COLUMNS as RECRUITMENT
 from attribution.claims.statistics import Interval
@@ -69,7 +69,7 @@ def contrast_finding(claim: ContrastClaim, frames: Frames) -> Finding:
         null_table=_null_table([*every, *further]),
         partitions=_of_parts({reading.contrast.part.name: reading.contrast.partitions() for reading in readings}),
         recruitment=pd.DataFrame(columns=RECRUITMENT),
-        excluded=failed_runs(study["failed"]) + list(dict.fromkeys(line for each in every for line in each.contrast.excluded)),
+        excluded=failed_runs(study["failed"]) + left_out((each.contrast.name, each.contrast.excluded) for each in every),
     )
 
 

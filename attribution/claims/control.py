@@ -15,6 +15,7 @@ import pandas as pd
 
 from attribution.claims.claim import MeasuredClaim
 from attribution.claims.contrast import Contrast, Recorded
+from attribution.claims.finding import left_out
 from attribution.claims.frames import Frames, checked
 from attribution.claims.measured import STATISTIC, Measured
 from attribution.claims.statistics import pseudo_values
@@ -68,7 +69,7 @@ def _outcomes(claim: MeasuredClaim, frames: Frames, mechanisms: Mapping[str, str
                 before, _ = contrast.recorded.before(term, (run[0], arm, run[1]))
                 grown.append(row[str(term)] / before if before else np.nan)
             rows.append({"model": run[0], "arm": arm, "seed": run[1], "outcome": grown[0] - grown[1]})
-    return pd.DataFrame(rows, columns=["model", "arm", "seed", "outcome"]), contrast.excluded
+    return pd.DataFrame(rows, columns=["model", "arm", "seed", "outcome"]), left_out([(contrast.name, contrast.excluded)])
 
 
 def _balanced(outcomes: pd.DataFrame) -> pd.DataFrame:

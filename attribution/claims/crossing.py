@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from attribution.claims.claim import Claim
 from attribution.claims.crossover import Crossover, View
-from attribution.claims.finding import INTERVAL, Finding, failed_runs, interval_row
+from attribution.claims.finding import INTERVAL, Finding, failed_runs, interval_row, left_out
 from attribution.claims.frames import Frames, checked
 from attribution.claims.recruitment import recruitment
 from attribution.claims.statistics import Interval, over_organisms
@@ -80,20 +80,9 @@ def crossover_finding(claim: Claim, frames: Frames) -> Finding:
         null_table=_null_table([primary, *others], claim.delta),
         partitions=primary.crossover.partitions(),
         recruitment=recruitment(claim, study["grafts"]),
-        excluded=failed_runs(study["failed"]) + _left_out([primary, *others]),
+        excluded=failed_runs(study["failed"])
+        + left_out((each.view.name, each.crossover.excluded) for each in [primary, *others]),
     )
-
-
-def _left_out(readings: Sequence[Reading]) -> list[str]:
-    """One sentence for each organism or pair that was left out and each reason, with the readings where it was."""
-    where: dict[tuple[str, str], list[str]] = {}
-    for reading in readings:
-        for left in reading.crossover.excluded:
-            where.setdefault(left, []).append(reading.view.name)
-    return [
-        f"{what} is left out ({'every reading' if len(names) == len(readings) else '; '.join(names)}): {why}."
-        for (what, why), names in where.items()
-    ]
 
 
 def _read(claim: Claim, study: Mapping[str, pd.DataFrame], view: View) -> Reading:

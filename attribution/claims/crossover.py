@@ -136,7 +136,7 @@ class Crossover:
     def excluded(self) -> list[tuple[str, str]]:
         """What was left out and why: organisms, and pairs once per arm that is the reason."""
         pairs = [
-            (f"{model}, seed {seed},", f"arm {run[1]} {reason}")
+            (f"Seed {seed} of {model}", f"arm {run[1]} {reason}")
             for model, seed, runs, matched in self._all
             for run, reason in zip(runs, matched.reasons, strict=True)
             if reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,23 @@ def failed_runs(failed: pd.DataFrame) -> list[str]:
     return [
         f"The run of {row.model}, arm {row.arm}, seed {row.seed}, failed: {row.reason}."
         for row in failed.itertuples(index=False)
+    ]
+
+
+def left_out(by_reading: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> list[str]:
+    """One sentence for what was left out and each reason, with the readings where it was.
+
+    Args:
+        by_reading: name of each reading, with what it left out and why.
+    """
+    where: dict[tuple[str, str], list[str]] = {}
+    readings = [(name, list(left)) for name, left in by_reading]
+    for name, left in readings:
+        for each in left:
+            where.setdefault(each, []).append(name)
+    return [
+        f"{what} is left out ({'every reading' if 1 < len(readings) == len(names) else '; '.join(names)}): {why}."
+        for (what, why), names in where.items()
     ]
 
 

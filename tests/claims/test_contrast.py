@@ -147,7 +147,7 @@ def test_arms_that_cannot_be_matched_are_listed_and_left_out(world):
     frames = {**frames, "probes": probes.assign(kl=probes["kl"].where(~still, 0.0))}
     found = contrast_finding(claim(), frames)
     assert any(
-        "planted/1, seed 0, is left out (crossed, KL-matched" in line and "arm B has a KL" in line for line in found.excluded
+        "Seed 0 of planted/1 is left out (crossed, KL-matched" in line and "arm B has a KL" in line for line in found.excluded
     )
     assert len(found.pairs) == 9 and found.estimate.n == 5
 

@@ -155,11 +155,11 @@ def test_pairs_that_cannot_be_matched_are_listed(supported):
     found = crossover({"sets": sets, "probes": probes})
     assert len(found.pairs) == 8 and found.estimate().n == 5
     (still_there, still_why), (lost, lost_why) = found.excluded
-    assert still_there == "planted/1, seed 0," and still_why.startswith("arm B has a KL that never rises")
-    assert lost == "planted/2, seed 1," and lost_why == "arm A was not recorded"
+    assert still_there == "Seed 0 of planted/1" and still_why.startswith("arm B has a KL that never rises")
+    assert lost == "Seed 1 of planted/2" and lost_why == "arm A was not recorded"
     told = crossover_finding(BOOST, {**supported, "sets": sets, "probes": probes}).excluded
-    assert any(line.startswith("planted/2, seed 1, is left out (every reading): arm A was not") for line in told)
-    assert any("planted/1, seed 0, is left out (" in line and "KL-matched" in line and "gain-m" not in line for line in told)
+    assert any(line.startswith("Seed 1 of planted/2 is left out (every reading): arm A was not") for line in told)
+    assert any("Seed 0 of planted/1 is left out (" in line and "KL-matched" in line and "gain-m" not in line for line in told)
     assert len(told) == len(set(told))
 
 
