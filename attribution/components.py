@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from attribution.errors import ConfigError, ModelError
 from attribution.models import Anatomy, ExpertsOut, anatomy
-from attribution.sharding import Processes, gradients, local, rows_here, settle, shards
+from attribution.sharding import Processes, gradients, rows_here, settle, shards
+from attribution.uses import Use
 
 KINDS = ("head", "neuron", "row")
 OUTPUT = "writing"  # the part whose <weight, gradient> is the component's first-order cause
@@ -35,56 +36,6 @@ class Component(NamedTuple):
     kind: str
     layer: int
     index: int
-
-
-@dataclass(frozen=True)
-class Use:
-    """One parameter as used in one place.
-
-    Attributes:
-        name: the parameter's name under the module that uses it.
-        module, attribute: where to find it; looked up anew each time, since `untied` replaces one.
-        axes: the axes along which owners differ, ascending; none where one group owns all.
-        owners: group id per index along `axes`, flat; a single id where there are none.
-        output: whether it holds output weights of components.
-        sharded: the parameter, where processes hold it in shards: the module has a gathered one in its place during passes.
-        rows: of a sharded one, those along its first axis that lie in this process.
-    """
-
-    name: str
-    module: nn.Module
-    attribute: str
-    axes: tuple[int, ...]
-    owners: Tensor
-    output: bool
-    sharded: nn.Parameter | None = None
-    rows: slice | None = None
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        return getattr(self.module, self.attribute) if self.sharded is None else self.sharded
-
-    @property
-    def values(self) -> Tensor:
-        """What of the parameter lies in this process, detached: all of it, or the shard."""
-        return local(self.parameter)
-
-    def here(self, each: Tensor) -> Tensor:
-        """Of one entry per owner entry, those of what lies in this process."""
-        if self.sharded is None or self.rows is None or 0 not in self.axes:
-            return each
-        return each.view([self.sharded.shape[axis] for axis in self.axes])[self.rows].reshape(-1)
-
-    def sums(self, values: Tensor) -> Tensor:
-        """Sum of an array shaped like `values` over every axis but `axes`: one number per owner entry that lies here."""
-        wide = torch.promote_types(values.dtype, torch.float32)  # half precision would round, or overflow
-        others = [axis for axis in range(values.ndim) if axis not in self.axes]
-        return (values.sum(others, dtype=wide) if others else values.to(wide)).reshape(-1)
-
-    def spread(self, each: Tensor) -> Tensor:
-        """One number, or truth, per owner entry, where `values` are and shaped to broadcast against them."""
-        shape = [size if axis in self.axes else 1 for axis, size in enumerate(self.values.shape)]
-        return self.here(each).view(shape).to(self.values.device)
 
 
 class Components:
@@ -185,11 +136,18 @@ class Components:
         """Bool [groups]: every remainder group."""
         return torch.arange(self.group_count) >= self._first_remainder
 
-    def reduce(self, value: Callable[[Use], Tensor | None], *, output_only: bool = False) -> Tensor:
+    def reduce(
+        self,
+        value: Callable[[Use], Tensor | tuple[Tensor, ...] | None],
+        of: Callable[..., Tensor] | None = None,
+        *,
+        output_only: bool = False,
+    ) -> Tensor:
         """Sum an elementwise quantity within every group.
 
         Args:
             value: for a use, an array shaped like its `values`, or None for zero.
+            of: is summed of it, or of several, instead: `torch.square`, say. No array as large is made.
             output_only: visit only the output weights of components.
 
         Returns:
@@ -197,9 +155,9 @@ class Components:
         """
         sums = {}
         for use in self.uses:
-            array = value(use) if use.output or not output_only else None
-            if array is not None:
-                sums[use.name] = use.sums(array)
+            found = value(use) if use.output or not output_only else None
+            if found is not None:
+                sums[use.name] = use.sums(*(found if isinstance(found, tuple) else (found,)), of=of)
         return self.grouped(sums)
 
     def grouped(self, sums: Mapping[str, Tensor]) -> Tensor:
@@ -234,15 +192,13 @@ class Components:
             Float64 [components], in the order of `table`.
         """
 
-        def product(use: Use) -> Tensor | None:
-            if use.name not in gradients:
-                return None
-            weight = use.values
-            if use.module is self.parts.unembedding:
-                weight = weight - self._mean_row(weight)
-            return weight * gradients[use.name]
-
-        return self.reduce(product, output_only=True)[torch.as_tensor(self.output_groups)]
+        sums = {}
+        for use in self.uses:
+            if use.output and use.name in gradients:
+                mean = self._mean_row(use.values) if use.module is self.parts.unembedding else None
+                centred = torch.mul if mean is None else partial(_from_mean, mean)
+                sums[use.name] = use.sums(use.values, gradients[use.name], of=centred)
+        return self.grouped(sums)[torch.as_tensor(self.output_groups)]
 
     def gradients(self, scalar: Tensor, also: Mapping[Any, Tensor] | None = None) -> dict[Any, Tensor]:
         """Gradient of a scalar for every use, and for further tensors by their keys, without touching `.grad`.
@@ -440,3 +396,7 @@ class Components:
         if isinstance(module, nn.Embedding):
             return "positions"
         return "biases" if attribute == "bias" else "other"
+
+
+def _from_mean(mean: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    return (weight - mean) * gradient

@@ -189,7 +189,7 @@ def activation_sizes(given: Subject) -> Scores:
 def weight_norms(given: Subject) -> Scores:
     """Norm of the output weights, the same on every sample."""
     index = Components(given.model)
-    squares = index.reduce(lambda use: use.parameter.detach().square(), output_only=True)[torch.as_tensor(index.output_groups)]
+    squares = index.reduce(lambda use: use.values, torch.square, output_only=True)[torch.as_tensor(index.output_groups)]
     return np.tile(squares.sqrt().numpy()[:, None], len(given.samples)), 0.0
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from by_name import DENSE, MIXTURES
 
+from attribution import uses
 from attribution.components import Component, Components
 from attribution.errors import ConfigError
 
@@ -51,6 +52,30 @@ def test_every_element_is_in_exactly_one_group(index, tied):
     count = sum(parameter.numel() for parameter in index.parts.model.parameters())  # a tied matrix once
     assert index.sizes.sum().item() == count + tied * index.parts.unembedding.weight.numel()
     assert (index.sizes % 1 == 0).all() and (index.sizes > 0).all()
+
+
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_sums_made_a_few_rows_at_a_time_are_those_of_the_whole(monkeypatch, index, block):
+    pairs = {use.name: tuple(torch.rand(2, *use.values.shape, dtype=torch.float64)) for use in index.uses}
+    whole, made = index.reduce(lambda use: pairs[use.name][0] * pairs[use.name][1]), []
+    monkeypatch.setattr(uses, "BLOCK", (block, block))
+
+    def product(left, right):
+        made.append((left.numel(), len(left)))
+        return left * right
+
+    torch.testing.assert_close(index.reduce(lambda use: pairs[use.name], product), whole, rtol=1e-13, atol=0)
+    assert all(elements <= block or rows == 1 for elements, rows in made)
+    assert len(made) > len(index.uses) or block == 10**6
+    found = index.uses[0].several_sums(*pairs[index.uses[0].name], of=lambda left, right: [left * right, left])
+    assert [each.shape for each in found] == [index.uses[0].sums(pairs[index.uses[0].name][0]).shape] * 2
+
+
+def test_squares_of_half_precision_do_not_overflow(tiny):
+    index = Components(tiny("llama"))
+    large = torch.tensor(1000.0, dtype=torch.float16)
+    found = index.reduce(lambda use: large.expand(use.values.shape), torch.square)
+    torch.testing.assert_close(found, 1e6 * index.sizes, rtol=1e-6, atol=0)
 
 
 def test_every_single_element_has_one_owner(tiny, family):

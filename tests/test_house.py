@@ -11,9 +11,9 @@ import attribution
 
 ROOT = Path(attribution.__file__).parent
 ORDER = (
-    "errors", "texts", "architectures", "models", "sharding", "components", "samples", "chat", "metrics", "capture", "replay",
-    "store", "causes", "mechanisms", "updates", "recipes", "worlds", "runs", "launch", "claims", "study", "calibration",
-    "doctor", "reports", "verbs", "cli", "conformance",
+    "errors", "texts", "architectures", "models", "sharding", "uses", "components", "samples", "chat", "metrics", "capture",
+    "replay", "store", "causes", "mechanisms", "updates", "recipes", "worlds", "runs", "launch", "claims", "study",
+    "calibration", "doctor", "reports", "verbs", "cli", "conformance",
 )  # fmt: skip
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem not in ("__init__", "__main__"))
 

@@ -16,6 +16,7 @@ from attribution.doctor.passes import Pass, Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.structure import Structure
 from attribution.runs.stages import CAUSE_SAMPLES, WORD_NODES
+from attribution.uses import BLOCK
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def _in_training(
     divergence = 5 * plan.response * found.rows * 4  # of a sample, from logits before and after
     behaviour = shapes.quiet(read_of(plan), plan.length, plan.response).peak + read_of(plan) * divergence
     of_probes = min(plan.probe_samples, BATCH_SIZE) * divergence if plan.probes else 0
-    yield "recorder around a step", during + again + max(2 * largest, behaviour, of_probes)
+    compared = (3 if wide >= 4 else 6) * 4 * min(found.largest, BLOCK[device != "cpu"])  # a few rows of weights at a time
+    yield "recorder around a step", during + again + max(compared, behaviour, of_probes)
     if plan.runs_again(found.small):
         yield "training batch run again", during + tied + shapes.again(plan.batch_size, plan.length, plan.response).peak
     if not plan.probes:

@@ -26,7 +26,7 @@ from transformers.integrations import moe
 from transformers.pytorch_utils import Conv1D
 
 from attribution.capture import sites, streamed, tapped
-from attribution.components import Components, Use
+from attribution.components import Components
 from attribution.doctor.opening import shaped
 from attribution.metrics import log_odds
 from attribution.models import Anatomy, anatomy
@@ -216,10 +216,10 @@ class Shapes:
     def _refined(self, model: Any, samples: int, length: int, response: int) -> Pass:
         components = Components(model)
 
-        def see(use: Use, gradient: Tensor) -> None:
-            use.sums((gradient - use.values).mul_(gradient))
+        def multiplied(_use: Any, _gradient: Tensor) -> None:
+            """A few rows at a time, which is little beside a pass."""
 
-        with self._fake, components.untied(), handed(components, see), _counted(components.parts, []) as seen:
+        with self._fake, components.untied(), handed(components, multiplied), _counted(components.parts, []) as seen:
             total = log_odds(_logits(components.parts, samples, length, response), _responses(samples, response)).sum()
             seen.middle()
             components.gradients(total / samples)

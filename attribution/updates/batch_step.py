@@ -79,13 +79,13 @@ class BatchStep:
         watched, reduce = seen.watched, self.components.reduce
         gradients = self.watch.gradients(watched)
         squares = {
-            "weight_norm": reduce(lambda use: use.values.square()),
-            "grad_norm": reduce(lambda use: gradients[use.name].square() if use.name in gradients else None),
+            "weight_norm": reduce(lambda use: use.values, torch.square),
+            "grad_norm": reduce(lambda use: gradients.get(use.name), torch.square),
         }
         if self._plans:
             held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
             squares["intended_norm"] = reduce(
-                lambda use: local(planned_step(self.optimizer, use.parameter)).square() if use.parameter in held else None
+                lambda use: local(planned_step(self.optimizer, use.parameter)) if use.parameter in held else None, torch.square
             )
         return Before(
             watched,

@@ -8,21 +8,21 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from attribution.components import Components, Use
+from attribution.components import Components
 from attribution.errors import ConfigError
 from attribution.metrics import Metric, metric_named
 from attribution.samples import Batch, ProbeSet
 from attribution.updates.graft import check_same_parameters, level, readable, swapped
-from attribution.updates.share import read
+from attribution.updates.share import along, read
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,12 @@ def _first(reaches: Callable[[int], bool], most: int) -> int | None:
 
 def _ranked(before: Components, after: Components, found: Sequence[Batch], metric: Metric) -> np.ndarray:
     """Positions of all components, the one with the largest share of the change first; ties in the order of the table."""
-    pairs = zip(before.uses, after.uses, strict=True)
-    changes = {use.name: other.values - use.values for use, other in pairs}
+    ends = {use.name: (use.values, other.values) for use, other in zip(before.uses, after.uses, strict=True)}
     total = torch.zeros(before.group_count, dtype=torch.float64)
     for components in (before, after):
         gradients = read(components, found, metric).gradients
 
-        def product(use: Use, of: Mapping[str, Tensor] = gradients) -> Tensor:
-            return of[use.name] * changes[use.name]
-
-        total += components.reduce(product) / 2
+        total += components.reduce(lambda use, of=gradients: (of[use.name], *ends[use.name]), along) / 2
     groups = before.groups.assign(share=total.numpy())
     keys = ["kind", "layer", "index"]
     shares = groups[groups["kind"] != "remainder"].groupby(keys)["share"].sum()

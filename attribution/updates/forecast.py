@@ -29,7 +29,7 @@ from attribution.capture import evaluating, scored_logits
 from attribution.causes import BATCH_SIZE, batches_with_values
 from attribution.causes.ablation import rows_at_mean, without
 from attribution.causes.reference import check_reference
-from attribution.components import Component, Components, Use
+from attribution.components import Component, Components
 from attribution.errors import ConfigError
 from attribution.metrics import Metric, check_scorable, log_prob, metric_named
 from attribution.models import Anatomy
@@ -40,6 +40,7 @@ from attribution.updates.first_step import first_step, held_by, in_stored
 from attribution.updates.planned import planned_step
 from attribution.updates.seam import effective
 from attribution.updates.share import read
+from attribution.uses import Use
 
 __all__ = ["Forecast", "compare", "first_step", "forecast", "from_step"]
 
@@ -231,7 +232,7 @@ class _Reader:
         for batch, reading in self._readings(nothing if ablated is None else ablated):
             part = len(batch) / len(self._encoded)
             total += part * reading.metric
-            products += part * index.reduce(lambda use, of=reading.gradients: self._product(use, of))
+            products += part * index.reduce(lambda use, of=reading.gradients: self._factors(use, of), torch.mul)
             if ablated is None:
                 causes += part * index.first_order(reading.gradients)
         return _Along(total, products, causes)
@@ -245,9 +246,9 @@ class _Reader:
                     reading = read(index, [batch], metric)
                 yield batch, reading
 
-    def _product(self, use: Use, gradients: Mapping[str, Tensor]) -> Tensor | None:
+    def _factors(self, use: Use, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         change = self._step.get(self._components.source[use.name])
-        return None if change is None else gradients[use.name] * change
+        return None if change is None else (gradients[use.name], change)
 
 
 def _of_rows_at_mean(components: Components, positions: np.ndarray, metric: Metric) -> Metric:

@@ -55,4 +55,4 @@ class OutputNorms:
                 settle(self.components.parts.model)
 
     def _measured(self) -> torch.Tensor:
-        return self.components.reduce(lambda use: use.values.square(), output_only=True).sqrt()
+        return self.components.reduce(lambda use: use.values, torch.square, output_only=True).sqrt()

@@ -283,7 +283,7 @@ class Recorder:
         self._model, self._twin = model, twin
         self.components = Components(model if twin is None else twin.model)
         if not self.components.together.several:
-            squares = self.components.reduce(lambda use: use.values.square()).sum().item()
+            squares = self.components.reduce(lambda use: use.values, torch.square).sum().item()
             same_everywhere(self._among, squares, "weights")
         small = len(self.components) <= ALL_UP_TO
         self._after, self._everything = (small if given[n] is None else given[n] for n in ("batch_after", "everything"))

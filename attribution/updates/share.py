@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from attribution.capture import evaluating, scored_logits, sites, tapped
-from attribution.components import Components, Use
+from attribution.components import Components
 from attribution.metrics import Metric
 from attribution.samples import Batch
 from attribution.sharding import local, settle
 from attribution.updates.sizes import Sizes
+from attribution.uses import Use
 
 TOLERANCE, FLOOR = 0.01, 1e-5  # a residual within TOLERANCE |change| + FLOOR (metric units) is resolved
 PASSES = 9  # forward and backward passes that one step's shares may take on one probe set
@@ -200,32 +201,38 @@ class Path:
         self.components, self.start = components, start
         self._end: dict[str, Tensor] = {}
 
-    def change(self, name: str) -> Tensor | None:
-        """End minus start of what lies here of a stored parameter, a tensor of its own; None where nothing changes."""
+    def ends(self, use: Use) -> tuple[Tensor, Tensor] | None:
+        """What lies here of a parameter at the start and at the end; None where nothing changes."""
+        name = self.components.source[use.name]
         if name not in self.start:
             return None
-        return self._end.get(name, local(self.components.stored[name])) - self.start[name]
+        return self.start[name], self._end.get(name, local(self.components.stored[name]))
+
+    def product(self, use: Use, gradient: Tensor) -> Tensor | None:
+        """<gradient, dtheta> by owner, as `Use.sums` makes it; None where nothing changes."""
+        ends = self.ends(use)
+        return None if ends is None else use.sums(gradient, *ends, of=along)
 
     def products(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """<gradient_c, dtheta_c>: Float64 [groups]. A use without a gradient counts as zero."""
 
-        def product(use: Use) -> Tensor | None:
-            change = self.change(self.components.source[use.name]) if use.name in gradients else None
-            return None if change is None else change.mul_(gradients[use.name])
+        def factors(use: Use) -> tuple[Tensor, ...] | None:
+            ends = self.ends(use) if use.name in gradients else None
+            return None if ends is None else (gradients[use.name], *ends)
 
-        return self.components.reduce(product)
+        return self.components.reduce(factors, along)
 
     def moved(self, gradients: Mapping[str, Tensor]) -> Moved:
         """The whole change in one visit of the weights, and `products` with these gradients."""
         products, squares, changed = {}, {}, {}
         for use in self.components.uses:
-            change = self.change(self.components.source[use.name])
-            if change is None:
+            ends = self.ends(use)
+            if ends is None:
                 continue
-            if use.name in gradients:
-                products[use.name] = use.sums(gradients[use.name] * change)
-            squares[use.name] = use.sums(change.square())
-            changed[use.name] = use.sums(change.ne_(0))
+            beside = (gradients[use.name],) if use.name in gradients else ()
+            squares[use.name], *product, changed[use.name] = use.several_sums(*ends, *beside, of=_moved)
+            if product:
+                products[use.name] = product[0]
         grouped, total = self.components.grouped, 0.0
         if self.start:
             once = [squares[name] for name in self.start]  # not each use of a tied matrix
@@ -254,6 +261,17 @@ class Path:
             settle(self.components.parts.model)
 
 
+def along(gradient: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """What each element of a parameter has of <gradient, change>."""
+    return gradient * (end - start)
+
+
+def _moved(start: Tensor, end: Tensor, gradient: Tensor | None = None) -> list[Tensor]:
+    change = end - start
+    products = [] if gradient is None else [gradient * change]
+    return [change.square(), *products, change.ne_(0)]  # last: in its place, since truths take five times as long to sum
+
+
 def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, end: Node, passes: int = PASSES) -> Shares:
     """Update shares of one path on one probe set, from its two ends."""
 
@@ -263,9 +281,8 @@ def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, en
         sums: dict[str, Tensor] = {}
 
         def see(use: Use, gradient: Tensor) -> None:
-            change = path.change(components.source[use.name])
-            if change is not None:
-                found = use.sums(change.mul_(gradient))
+            found = path.product(use, gradient)
+            if found is not None:
                 sums[use.name] = sums[use.name] + found if use.name in sums else found
 
         with path.at(s):

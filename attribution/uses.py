@@ -1,0 +1,95 @@
+"""One parameter as it is used in one place: who owns its elements, and sums over those of each owner.
+
+Knows axes and owners; knows nothing about what an owner is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attribution.sharding import local
+
+BLOCK = 2**20, 2**24  # elements made at a time, on a CPU, where larger ones are made from new pages every time, and elsewhere
+
+
+@dataclass(frozen=True)
+class Use:
+    """One parameter as used in one place.
+
+    Attributes:
+        name: the parameter's name under the module that uses it.
+        module, attribute: where to find it; looked up anew each time, since `untied` replaces one.
+        axes: the axes along which owners differ, ascending; none where one group owns all.
+        owners: group id per index along `axes`, flat; a single id where there are none.
+        output: whether it holds output weights of components.
+        sharded: the parameter, where processes hold it in shards: the module has a gathered one in its place during passes.
+        rows: of a sharded one, those along its first axis that lie in this process.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    axes: tuple[int, ...]
+    owners: Tensor
+    output: bool
+    sharded: nn.Parameter | None = None
+    rows: slice | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return getattr(self.module, self.attribute) if self.sharded is None else self.sharded
+
+    @property
+    def values(self) -> Tensor:
+        """What of the parameter lies in this process, detached: all of it, or the shard."""
+        return local(self.parameter)
+
+    def here(self, each: Tensor) -> Tensor:
+        """Of one entry per owner entry, those of what lies in this process."""
+        if self.sharded is None or self.rows is None or 0 not in self.axes:
+            return each
+        return each.view([self.sharded.shape[axis] for axis in self.axes])[self.rows].reshape(-1)
+
+    def sums(self, *arrays: Tensor, of: Callable[..., Tensor] | None = None) -> Tensor:
+        """Sum of an array shaped like `values` over every axis but `axes`: one number per owner entry that lies here.
+
+        Args:
+            arrays: the array; with `of`, those that it is made from.
+            of: makes it, element by element.
+        """
+        if of is None:
+            return self._summed(*arrays)
+        return self.several_sums(*arrays, of=lambda *rows: [of(*rows)])[0]
+
+    def several_sums(self, *arrays: Tensor, of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
+        """`sums` of several arrays that are made together, each element by element.
+
+        They are made a few rows at a time: nothing as large as the parameter is, which takes its memory and, on a CPU, time.
+        """
+        first = arrays[0]
+        block = BLOCK[first.device.type != "cpu"]
+        rows = len(first) if first.numel() <= block else max(1, block * len(first) // first.numel())
+        parts = [
+            [self._summed(each) for each in of(*(array[at : at + rows].to(_wide(array)) for array in arrays))]
+            for at in range(0, max(len(first), 1), max(rows, 1))
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(each) if 0 in self.axes else torch.stack(each).sum(0) for each in zip(*parts, strict=True)]
+
+    def _summed(self, values: Tensor) -> Tensor:
+        others = [axis for axis in range(values.ndim) if axis not in self.axes]
+        return (values.sum(others, dtype=_wide(values)) if others else values.to(_wide(values))).reshape(-1)
+
+    def spread(self, each: Tensor) -> Tensor:
+        """One number, or truth, per owner entry, where `values` are and shaped to broadcast against them."""
+        shape = [size if axis in self.axes else 1 for axis, size in enumerate(self.values.shape)]
+        return self.here(each).view(shape).to(self.values.device)
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)  # half precision would round, or overflow
