@@ -33,10 +33,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from attribution.components import Components
 from attribution.doctor import Plan
 from attribution.doctor.disk import disk
+from attribution.doctor.machine import machine, timed
 from attribution.doctor.memory import footprint
 from attribution.doctor.opening import opened
 from attribution.doctor.passes import Shapes
-from attribution.doctor.seconds import machine, seconds, timed
+from attribution.doctor.seconds import refining, seconds
 from attribution.doctor.structure import structure
 from attribution.runs import RunConfig, run, stages
 from attribution.samples import Sample, write_samples
@@ -49,20 +50,21 @@ from attribution.worlds.build import word_tokenizer
 from experiments.subjects import LLAMA
 from experiments.timing import LiveBytes
 
-STEPS = 3
+STEPS = 6
 PARTS = {  # of a run, and what the doctor calls its seconds
     "causes on training samples": ("causes on training samples",),
     "words of prompts": ("words of prompts",),
     "forward and backward": ("training",),
     "step of the optimizer": (),  # in "training"
-    "recorder around a step": ("recorder without probes",),
+    "recorder around a step": ("recorder around steps",),
     "training batch run again": ("training batches run again",),
     "reading of a probe set": ("readings of probe sets",),
     "refining of its shares": (),
     "exact ablation": ("exact ablation of heads", "exact ablation of neurons and rows, at both ends"),
     "grafts": ("grafts",),
 }
-CLOSE = 0.2  # how far a prediction of bytes may be off
+FRESH = "memory used for the first time"  # seconds of it are the doctor's alone
+CLOSE = 0.2  # how far a prediction of bytes, or of all of a run's seconds, may be off
 MIB = 2**20
 REST = "all else"  # reading, opening, writing
 
@@ -98,7 +100,7 @@ SUBJECTS = {
         {**LLAMA, "tie_word_embeddings": True, "vocab_size": 8_000},
         replace(_QUICK, probes=1, checkpointing=True, accumulation=2, batch_size=4), "depth",
     ),
-    "125 M": Subject(LARGE, replace(_QUICK, max_steps=2), "depth"),
+    "125 M": Subject(LARGE, _QUICK, "depth"),
 }  # fmt: skip
 
 
@@ -305,7 +307,7 @@ def doctored(subject: Subject, model: str) -> dict[str, Any]:
     return {
         "peaks": footprint(found, plan, shapes, "cpu").peaks,
         "seconds": seconds(found, plan, shapes, here, ablated),
-        "readings": plan.probes * (plan.max_steps + 1),
+        "refining": refining(found, plan, shapes, here),
     }
 
 
@@ -344,27 +346,45 @@ def _bytes(found: Mapping[str, Mapping[str, Any]]) -> str:
 def _seconds(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "Of one run each, not of an idle machine: what else ran on it is in them, and in the speed the doctor measured first.",
-        "Where shares were refined, a prediction counts the readings that it took.\n",
+        "Where shares were refined, a prediction counts the readings that it took. Memory used for the first time takes",
+        "seconds of whichever part uses it; they are foretold of all parts together.\n",
         "| model | part | predicted s | measured s | predicted / measured |",
         "|---|---|---|---|---|",
     ]
-    ratios = []
+    ratios, runs = [], []
     for name, both in found.items():
-        told, took = both["plain"]["predicted"]["seconds"], dict(both["plain"]["seconds"])
-        took["forward and backward"] += took.pop("step of the optimizer")
-        readings = both["plain"]["predicted"]["readings"]
-        further = sum(count - 1 for count in both["plain"]["passes"]) / readings * told["readings of probe sets"]
-        for part, names in PARTS.items():
-            known = part in took and (names or part == "refining of its shares")
-            if not known or (part == "grafts" and SUBJECTS[name].grafts != "all"):  # the doctor foretells all
-                continue
-            seconds = sum(told.get(each, 0.0) for each in names) if names else further
-            if seconds and took[part]:
-                ratios.append(seconds / took[part])
-                lines.append(f"| {name} | {part} | {seconds:.2f} | {took[part]:.2f} | {ratios[-1]:.2f} |")
+        rows = _timed(name, both["plain"])
+        fresh = both["plain"]["predicted"]["seconds"].get(FRESH, 0.0)
+        told, took = (sum(each) for each in zip(*rows.values(), strict=True))
+        ratios += [predicted / measured for predicted, measured in rows.values()]
+        runs.append((fresh + told) / took)
+        lines += [f"| {name} | {part} | {a:.2f} | {b:.2f} | {a / b:.2f} |" for part, (a, b) in rows.items()]
+        close = "" if abs(runs[-1] - 1) <= CLOSE else " ✗"
+        lines.append(
+            f"| {name} | **all**, {FRESH} too ({fresh:.2f}) | {fresh + told:.2f} | {took:.2f} | {runs[-1]:.2f}{close} |"
+        )
     low, middle, high = quantiles(ratios, n=4)
-    lines.append(f"\nOver all rows the ratio is {middle:.2f} [{low:.2f}, {high:.2f}] (median and quartiles).")
+    lines.append(
+        f"\nOver all parts the ratio is {middle:.2f} [{low:.2f}, {high:.2f}] (median and quartiles), over whole runs from"
+    )
+    lines.append(f"{min(runs):.2f} to {max(runs):.2f}.")
     return "\n".join(lines) + "\n"
+
+
+def _timed(name: str, plain: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Predicted and measured seconds by part of one run."""
+    told, took = plain["predicted"]["seconds"], dict(plain["seconds"])
+    took["forward and backward"] += took.pop("step of the optimizer")
+    further = sum(count - 1 for count in plain["passes"]) * plain["predicted"]["refining"]
+    rows = {}
+    for part, names in PARTS.items():
+        known = part in took and (names or part == "refining of its shares")
+        if not known or (part == "grafts" and SUBJECTS[name].grafts != "all"):  # the doctor foretells all
+            continue
+        seconds = sum(told.get(each, 0.0) for each in names) if names else further
+        if seconds and took[part]:
+            rows[part] = seconds, took[part]
+    return rows
 
 
 if __name__ == "__main__":

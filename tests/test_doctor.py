@@ -13,11 +13,12 @@ from attribution.components import Components
 from attribution.doctor import Plan, examine, passes
 from attribution.doctor.advice import choices, fitting
 from attribution.doctor.disk import disk
+from attribution.doctor.machine import FORWARD, READING, TRAINING, WORDS, Machine
 from attribution.doctor.memory import footprint
 from attribution.doctor.opening import opened
 from attribution.doctor.page import duration, size
 from attribution.doctor.passes import Shapes
-from attribution.doctor.seconds import Machine, seconds
+from attribution.doctor.seconds import seconds
 from attribution.doctor.structure import not_measured, structure
 from attribution.errors import ConfigError
 from attribution.samples import ProbeSet, Sample
@@ -159,11 +160,15 @@ def test_memory_and_time_grow_as_the_recorder_does(tiny):
     more = peaks(samples=64).held["recorder: logits of probe sets and of training samples"]
     assert more - peaks(samples=4).held["recorder: logits of probe sets and of training samples"] == 60 * 2 * found.rows * 4
     assert peaks(lora=2).held["AdamW"] == 2 * 2 * found.sides * 4
-    here, ablated = Machine(1e9, 1e9), {"head": 8, "neuron": 40, "row": 23}
+    here, ablated = Machine(1e9, 1e9, fresh=1e-9), {"head": 8, "neuron": 40, "row": 23}
     once = seconds(found, SHORT, shapes, here, ablated)
     assert seconds(found, replace(SHORT, accumulation=3), shapes, here, ablated)["training"] > 2.5 * once["training"]
     assert set(seconds(found, replace(SHORT, probes=0), shapes, here, ablated)) < set(once)
-    assert sum(seconds(found, SHORT, shapes, replace(here, correction=2.0), ablated).values()) > 1.9 * sum(once.values())
+    kinds = (TRAINING, READING, FORWARD, WORDS)
+    slower = replace(here, timed=dict.fromkeys(kinds, 2.0), visited=24 / here.traffic, fresh=2 * here.fresh)
+    twice = seconds(found, SHORT, shapes, slower, ablated)
+    assert all(once[part] < twice[part] <= 2.001 * once[part] for part in once)
+    assert sum(twice.values()) > 1.9 * sum(once.values())
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -266,7 +271,9 @@ def test_a_model_with_weights_is_checked_and_timed(folder):
     plan = replace(SHORT, batch_size=1, probes=0)
     found = examine(str(folder), plan)
     assert found.identities is not None and max(found.identities.values()) < 1e-5
-    assert (found.machine.correction or 0) > 0 and "relative error" in found.page()
+    assert min(found.machine.timed.values()) > 0 and set(found.machine.timed) == {TRAINING, READING, FORWARD, WORDS}
+    page = " ".join(found.page().split())
+    assert (found.machine.visited or 0) > 0 and "relative error" in page and "took so many times that: training" in page
     assert opened(str(folder), meta=True).identities is None
 
 

@@ -78,12 +78,13 @@ def test_parts_are_told_apart():
 
 def test_a_page_shows_what_is_off_and_leaves_out_grafts_that_were_fewer():
     seconds = {"grafts": 4.0, "reading of a probe set": 2.0, "forward and backward": 0.0, "step of the optimizer": 0.0}
-    told = {"peaks": {"grafts": 2.0 * memory.MIB}, "seconds": {"grafts": 2.0, "readings of probe sets": 1.0}, "readings": 1}
-    run = {"predicted": told, "bytes": {"grafts": 1.0 * memory.MIB}, "passes": [1], "seconds": seconds}
+    seconds["refining of its shares"] = 2.0  # two readings
+    told = {"peaks": {"grafts": 2.0 * memory.MIB}, "seconds": {"grafts": 2.0, "readings of probe sets": 1.0}, "refining": 0.5}
+    run = {"predicted": told, "bytes": {"grafts": 1.0 * memory.MIB}, "passes": [1, 3], "seconds": seconds}
     text = memory.page({name: {"counted": run, "plain": run} for name in ("0.7 M", "25 M")})
     assert "| 0.7 M | grafts | 2.0 | 1.0 | 2.00 ✗ |" in text and "| 0.7 M | grafts | 2.00 | 4.00 | 0.50 |" in text
     assert "| 25 M | reading of a probe set | 1.00 | 2.00 | 0.50 |" in text and "| 25 M | grafts | 2.00 |" not in text
-    assert "is 0.50 [0.50, 0.50]" in text
+    assert "| 0.7 M | refining of its shares | 1.00 | 2.00 | 0.50 |" in text and "is 0.50 [0.50, 0.50]" in text
 
 
 def test_a_reading_holds_two_gradients_at_most_however_many_batches(tiny):

@@ -3,7 +3,7 @@
     from attribution.doctor import examine
     print(examine("planted").page())
 
-Of a model that is loaded the identities are checked and a pass is timed. Of one that is only a config, of any size, nothing
+Of a model that is loaded the identities are checked and passes are timed. Of one that is only a config, of any size, nothing
 is allocated: see `doctor.passes`.
 """
 
@@ -15,11 +15,12 @@ from typing import Any
 from attribution.components import Components
 from attribution.doctor.advice import Choice, choices, fitting
 from attribution.doctor.disk import Disk, disk
+from attribution.doctor.machine import Machine, machine, timed
 from attribution.doctor.memory import Memory, footprint
 from attribution.doctor.opening import opened
 from attribution.doctor.passes import Shapes
 from attribution.doctor.plan import Plan
-from attribution.doctor.seconds import Machine, machine, seconds, timed
+from attribution.doctor.seconds import refining, seconds
 from attribution.doctor.shards import per_gpu, spread
 from attribution.doctor.structure import Structure, not_measured, structure
 from attribution.errors import ConfigError
@@ -30,10 +31,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan takes: bytes on the device, seconds by part, bytes on disk."""
+    """What a plan takes: bytes on the device, seconds by part and of each further reading of shares, bytes on disk."""
 
     memory: Memory
     seconds: dict[str, float]
+    refining: float
     disk: Disk
 
     @property
@@ -142,7 +144,7 @@ def examine(
             step = here.seconds(shapes.training(plan.batch_size, plan.length))
             wrote[key] = disk(components, of, found.small, step)
         parts = seconds(found, of, shapes, here, wrote[key].ablated, device)
-        return Cost(footprint(found, of, shapes, device), parts, wrote[key])
+        return Cost(footprint(found, of, shapes, device), parts, refining(found, of, shapes, here), wrote[key])
 
     def over(of: Plan, whole: Memory) -> dict[int, float]:
         return spread(lambda shards: per_gpu(found, of, shapes, device, whole, shards), room)

@@ -92,11 +92,12 @@ def _time(found: Diagnosis) -> Iterator[str]:
     here = found.machine
     speed = f"{here.flops / 1e12:.3g} TFLOP/s in products of matrices"
     moved = "other operations are not counted" if here.traffic == float("inf") else f"{here.traffic / 1e9:.3g} GB/s in all else"
-    timed = "no pass was timed" if here.correction is None else f"a pass that was timed took {here.correction:.2f} of that"
-    yield f"at {speed}, {moved}; {timed}"
+    timed = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in here.timed.items())
+    yield f"at {speed}, {moved}; {f'passes that were timed took so many times that: {timed}' if timed else 'no pass was timed'}"
     yield from _columns((name, duration(value)) for name, value in found.cost.seconds.items())
     further = found.plan.share_passes - 2
-    yield f"in all {duration(found.cost.time)}; a step whose shares are refined takes up to {further} readings more"
+    more = f"a step whose shares are refined takes up to {further} readings more, {duration(found.cost.refining)} each"
+    yield f"in all {duration(found.cost.time)}; {more if further > 0 else 'shares are not refined'}"
 
 
 def _disk(found: Diagnosis) -> Iterator[str]:

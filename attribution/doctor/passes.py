@@ -168,7 +168,7 @@ class Shapes:
     ) -> Pass:
         parts, model = self._with_adapters(model, lora) if lora else (anatomy(model), model)
         with self._updating(model, parts, accumulating, checkpointing) as seen:
-            loss = _tiled_loss(model, torch.zeros(samples, length, dtype=torch.long), scored)
+            loss = tiled_loss(model, torch.zeros(samples, length, dtype=torch.long), scored)
             seen.middle()
             loss.backward()
         return seen.result()
@@ -292,7 +292,7 @@ def _logits(parts: Anatomy, samples: int, length: int, response: int) -> Tensor:
     return parts.unembed(hidden[:, -response:].flatten(0, 1))
 
 
-def _tiled_loss(model: Any, ids: Tensor, scored: int) -> Tensor:
+def tiled_loss(model: Any, ids: Tensor, scored: int) -> Tensor:
     """The loss as TRL's fused unembedding makes it, of the last positions of every sample."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from trl.kernels import ChunkedLogProbFunction
