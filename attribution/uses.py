@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attribution.sharding import local
 
 BLOCK = 2**20, 2**24  # elements made at a time, on a CPU, where larger ones are made from new pages every time, and elsewhere
+_WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,18 @@ class Use:
         """
         first = arrays[0]
         block = BLOCK[first.device.type != "cpu"]
-        rows = len(first) if first.numel() <= block else max(1, block * len(first) // first.numel())
-        parts = [
-            [self._summed(each) for each in of(*(array[at : at + rows].to(_wide(array)) for array in arrays))]
-            for at in range(0, max(len(first), 1), max(rows, 1))
-        ]
-        if len(parts) == 1:
-            return parts[0]
+        if first.numel() <= block:
+            return [self._summed(each) for each in of(*map(_wide, arrays))]
+        rows = max(1, block * len(first) // first.numel())
+        starts = range(0, len(first), rows)
+        parts = [[self._summed(each) for each in of(*(_wide(array[at : at + rows]) for array in arrays))] for at in starts]
         return [torch.cat(each) if 0 in self.axes else torch.stack(each).sum(0) for each in zip(*parts, strict=True)]
 
     def _summed(self, values: Tensor) -> Tensor:
         others = [axis for axis in range(values.ndim) if axis not in self.axes]
-        return (values.sum(others, dtype=_wide(values)) if others else values.to(_wide(values))).reshape(-1)
+        if not others:
+            return _wide(values).reshape(-1)
+        return values.sum(others, dtype=None if values.dtype in _WIDE else torch.float32).reshape(-1)
 
     def spread(self, each: Tensor) -> Tensor:
         """One number, or truth, per owner entry, where `values` are and shaped to broadcast against them."""
@@ -91,5 +92,5 @@ class Use:
         return self.here(each).view(shape).to(self.values.device)
 
 
-def _wide(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)  # half precision would round, or overflow
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype in _WIDE else values.float()  # half precision would round, or overflow

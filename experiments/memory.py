@@ -54,7 +54,7 @@ STEPS = 6
 PARTS = {  # of a run, and what the doctor calls its seconds
     "causes on training samples": ("causes on training samples",),
     "words of prompts": ("words of prompts",),
-    "forward and backward": ("training",),
+    "forward and backward": ("training", "gradients of effective weights"),  # made within them, of adapters
     "step of the optimizer": (),  # in "training"
     "recorder around a step": ("recorder around steps",),
     "training batch run again": ("training batches run again",),

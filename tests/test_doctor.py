@@ -18,7 +18,7 @@ from attribution.doctor.memory import footprint
 from attribution.doctor.opening import opened
 from attribution.doctor.page import duration, size
 from attribution.doctor.passes import Shapes
-from attribution.doctor.seconds import seconds
+from attribution.doctor.seconds import refining, seconds
 from attribution.doctor.structure import not_measured, structure
 from attribution.errors import ConfigError
 from attribution.samples import ProbeSet, Sample
@@ -169,6 +169,10 @@ def test_memory_and_time_grow_as_the_recorder_does(tiny):
     twice = seconds(found, SHORT, shapes, slower, ablated)
     assert all(once[part] < twice[part] <= 2.001 * once[part] for part in once)
     assert sum(twice.values()) > 1.9 * sum(once.values())
+    assert refining(found, SHORT, shapes, slower) == pytest.approx(2 * refining(found, SHORT, shapes, here))
+    early, late = (seconds(found, replace(SHORT, layers=(each,)), shapes, here, ablated) for each in (0, found.layers - 1))
+    ablating = "exact ablation of heads"
+    assert late[ablating] < once[ablating] < early[ablating]  # all layers from a head's own on are run again
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -273,7 +277,11 @@ def test_a_model_with_weights_is_checked_and_timed(folder):
     assert found.identities is not None and max(found.identities.values()) < 1e-5
     assert min(found.machine.timed.values()) > 0 and set(found.machine.timed) == {TRAINING, READING, FORWARD, WORDS}
     page = " ".join(found.page().split())
-    assert (found.machine.visited or 0) > 0 and "relative error" in page and "took so many times that: training" in page
+    assert (
+        (found.machine.visited or 0) > 0 < found.machine.fresh
+        and "relative error" in page
+        and "took so many times that: training" in page
+    )
     assert opened(str(folder), meta=True).identities is None
 
 

@@ -41,17 +41,19 @@ def seconds(
     step = trained_pass(plan, shapes, device)
     trained = plan.lora * found.sides * 4 if plan.lora else found.bytes
     training = plan.max_steps * (plan.accumulation * here.seconds(step) + OPTIMIZER * here.visits(trained))
-    effective = 2 * plan.tokens * found.adapted / here.flops if plan.lora else 0.0  # gradients of effective weights
     read = read_of(plan)
     watched = SIZES * plan.tokens * found.layers * (found.heads * found.head_dim + found.neurons) * wide_of(found)
     behaviour = here.seconds(shapes.quiet(read, plan.length, plan.response), FORWARD)
     compared = here.visits(moving_of(found, plan)) * (RECORDER + PROBED * plan.probes * (plan.share_passes > 0))
-    around = compared + watched / here.traffic + effective + behaviour
+    around = compared + watched / here.traffic + behaviour
     parts = {
         "memory used for the first time": here.fresh * footprint(found, plan, shapes, device).peak,
         "training": training,
         "recorder around steps": plan.max_steps * around,
     }
+    if plan.lora:
+        product = 2 * plan.tokens * found.adapted / here.flops + here.visits(moving_of(found, plan))
+        parts["gradients of effective weights"] = plan.max_steps * product
     if plan.runs_again(found.small):
         once_more = here.seconds(shapes.training(plan.batch_size, plan.length))
         parts["training batches run again"] = plan.max_steps * plan.accumulation * once_more
