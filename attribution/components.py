@@ -146,8 +146,8 @@ class Components:
         """Sum an elementwise quantity within every group.
 
         Args:
-            value: for a use, an array shaped like its `values`, or None for zero.
-            of: is summed of it, or of several, instead: `torch.square`, say. No array as large is made.
+            value: for a use, an array shaped like its `values`, or several of which `of` makes one, or None for zero.
+            of: makes what is summed, element by element: `torch.square`, say. No array as large as a parameter is made by it.
             output_only: visit only the output weights of components.
 
         Returns:
@@ -264,10 +264,10 @@ class Components:
 
     def _mean_row(self, weight: Tensor) -> Tensor:
         """Mean of the unembedding's rows, [1, width], from those of them that lie here."""
-        if not self.together.several:
-            return weight.mean(0, keepdim=True)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        return (self.together.sum(weight.sum(0, keepdim=True, dtype=wide)) / self.parts.vocabulary).to(weight.dtype)
+        if not self.together.several:
+            return weight.mean(0, keepdim=True, dtype=wide)
+        return self.together.sum(weight.sum(0, keepdim=True, dtype=wide)) / self.parts.vocabulary
 
     @contextmanager
     def _parted(self) -> Iterator[None]:

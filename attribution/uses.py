@@ -5,15 +5,16 @@ Knows axes and owners; knows nothing about what an owner is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from attribution.sharding import local
 
-BLOCK = 2**20, 2**24  # elements made at a time, on a CPU, where larger ones are made from new pages every time, and elsewhere
+BLOCK = 2**20, 2**24  # elements of an array that is made at a time: on a CPU, where larger ones get new pages, and elsewhere
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -63,28 +64,35 @@ class Use:
             of: makes it, element by element.
         """
         if of is None:
-            return self._summed(*arrays)
-        return self.several_sums(*arrays, of=lambda *rows: [of(*rows)])[0]
+            return self._summed(*arrays).reshape(-1)
+        return self.several_sums(*arrays, of=lambda *blocks: [of(*blocks)])[0]
 
     def several_sums(self, *arrays: Tensor, of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
         """`sums` of several arrays that are made together, each element by element.
 
-        They are made a few rows at a time: nothing as large as the parameter is, which takes its memory and, on a CPU, time.
+        They are made a block at a time, so that no array as large as the parameter is: it would take as much memory again and,
+        on a CPU, the time that new pages take.
         """
         first = arrays[0]
         block = BLOCK[first.device.type != "cpu"]
         if first.numel() <= block:
-            return [self._summed(each) for each in of(*map(_wide, arrays))]
-        rows = max(1, block * len(first) // first.numel())
-        starts = range(0, len(first), rows)
-        parts = [[self._summed(each) for each in of(*(_wide(array[at : at + rows]) for array in arrays))] for at in starts]
-        return [torch.cat(each) if 0 in self.axes else torch.stack(each).sum(0) for each in zip(*parts, strict=True)]
+            return [self._summed(each).reshape(-1) for each in of(*map(_wide, arrays))]
+        totals: list[Tensor] = []
+        for place in _blocks(first.shape, block):
+            parts = [self._summed(each) for each in of(*(_wide(array[place]) for array in arrays))]
+            shape = [size if axis in self.axes else 1 for axis, size in enumerate(first.shape)]
+            totals = totals or [part.new_zeros(shape) for part in parts]
+            kept = tuple(there if axis in self.axes else slice(None) for axis, there in enumerate(place))
+            for total, part in zip(totals, parts, strict=True):
+                total[kept] += part
+        return [total.reshape(-1) for total in totals]
 
     def _summed(self, values: Tensor) -> Tensor:
+        """Over every axis but `axes`, of which one element is left."""
         others = [axis for axis in range(values.ndim) if axis not in self.axes]
         if not others:
-            return _wide(values).reshape(-1)
-        return values.sum(others, dtype=None if values.dtype in _WIDE else torch.float32).reshape(-1)
+            return _wide(values)
+        return values.sum(others, keepdim=True, dtype=None if values.dtype in _WIDE else torch.float32)
 
     def spread(self, each: Tensor) -> Tensor:
         """One number, or truth, per owner entry, where `values` are and shaped to broadcast against them."""
@@ -94,3 +102,14 @@ class Use:
 
 def _wide(values: Tensor) -> Tensor:
     return values if values.dtype in _WIDE else values.float()  # half precision would round, or overflow
+
+
+def _blocks(shape: Sequence[int], block: int) -> Iterator[tuple[slice, ...]]:
+    """Places that together are an array of this shape, each of at most so many elements."""
+    rest = prod(shape[1:])
+    if rest <= block:
+        rows = block // rest
+        yield from ((slice(at, at + rows),) for at in range(0, shape[0], rows))
+    else:
+        for at in range(shape[0]):
+            yield from ((slice(at, at + 1), *place) for place in _blocks(shape[1:], block))

@@ -37,7 +37,7 @@ from attribution.doctor.machine import machine, timed
 from attribution.doctor.memory import footprint
 from attribution.doctor.opening import opened
 from attribution.doctor.passes import Shapes
-from attribution.doctor.seconds import refining, seconds
+from attribution.doctor.seconds import FRESH, refining, seconds
 from attribution.doctor.structure import structure
 from attribution.runs import RunConfig, run, stages
 from attribution.samples import Sample, write_samples
@@ -54,7 +54,7 @@ STEPS = 6
 PARTS = {  # of a run, and what the doctor calls its seconds
     "causes on training samples": ("causes on training samples",),
     "words of prompts": ("words of prompts",),
-    "forward and backward": ("training", "gradients of effective weights"),  # made within them, of adapters
+    "forward and backward": ("training", "gradients of effective weights"),  # of adapters, within a pass
     "step of the optimizer": (),  # in "training"
     "recorder around a step": ("recorder around steps",),
     "training batch run again": ("training batches run again",),
@@ -63,7 +63,6 @@ PARTS = {  # of a run, and what the doctor calls its seconds
     "exact ablation": ("exact ablation of heads", "exact ablation of neurons and rows, at both ends"),
     "grafts": ("grafts",),
 }
-FRESH = "memory used for the first time"  # seconds of it are the doctor's alone
 CLOSE = 0.2  # how far a prediction of bytes, or of all of a run's seconds, may be off
 MIB = 2**20
 REST = "all else"  # reading, opening, writing
@@ -354,15 +353,14 @@ def _seconds(found: Mapping[str, Mapping[str, Any]]) -> str:
     ratios, runs = [], []
     for name, both in found.items():
         rows = _timed(name, both["plain"])
-        fresh = both["plain"]["predicted"]["seconds"].get(FRESH, 0.0)
+        fresh = both["plain"]["predicted"]["seconds"][FRESH]
         told, took = (sum(each) for each in zip(*rows.values(), strict=True))
         ratios += [predicted / measured for predicted, measured in rows.values()]
         runs.append((fresh + told) / took)
         lines += [f"| {name} | {part} | {a:.2f} | {b:.2f} | {a / b:.2f} |" for part, (a, b) in rows.items()]
         close = "" if abs(runs[-1] - 1) <= CLOSE else " ✗"
-        lines.append(
-            f"| {name} | **all**, {FRESH} too ({fresh:.2f}) | {fresh + told:.2f} | {took:.2f} | {runs[-1]:.2f}{close} |"
-        )
+        part = f"**all of these**, with {fresh:.2f} for {FRESH}"
+        lines.append(f"| {name} | {part} | {fresh + told:.2f} | {took:.2f} | {runs[-1]:.2f}{close} |")
     low, middle, high = quantiles(ratios, n=4)
     lines.append(
         f"\nOver all parts the ratio is {middle:.2f} [{low:.2f}, {high:.2f}] (median and quartiles), over whole runs from"

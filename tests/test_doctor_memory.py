@@ -14,6 +14,7 @@ from attribution.doctor.advice import fitting
 from attribution.doctor.memory import footprint
 from attribution.doctor.opening import opened
 from attribution.doctor.passes import Shapes
+from attribution.doctor.seconds import FRESH
 from attribution.doctor.shards import NUMBERS, UNASKED, per_gpu, spread
 from attribution.doctor.structure import structure
 from attribution.metrics import log_odds
@@ -79,12 +80,14 @@ def test_parts_are_told_apart():
 def test_a_page_shows_what_is_off_and_leaves_out_grafts_that_were_fewer():
     seconds = {"grafts": 4.0, "reading of a probe set": 2.0, "forward and backward": 0.0, "step of the optimizer": 0.0}
     seconds["refining of its shares"] = 2.0  # two readings
-    told = {"peaks": {"grafts": 2.0 * memory.MIB}, "seconds": {"grafts": 2.0, "readings of probe sets": 1.0}, "refining": 0.5}
+    told = {"peaks": {"grafts": 2.0 * memory.MIB}, "refining": 0.5}
+    told["seconds"] = {"grafts": 2.0, "readings of probe sets": 1.0, FRESH: 1.0}
     run = {"predicted": told, "bytes": {"grafts": 1.0 * memory.MIB}, "passes": [1, 3], "seconds": seconds}
     text = memory.page({name: {"counted": run, "plain": run} for name in ("0.7 M", "25 M")})
     assert "| 0.7 M | grafts | 2.0 | 1.0 | 2.00 ✗ |" in text and "| 0.7 M | grafts | 2.00 | 4.00 | 0.50 |" in text
     assert "| 25 M | reading of a probe set | 1.00 | 2.00 | 0.50 |" in text and "| 25 M | grafts | 2.00 |" not in text
     assert "| 0.7 M | refining of its shares | 1.00 | 2.00 | 0.50 |" in text and "is 0.50 [0.50, 0.50]" in text
+    assert "| 5.00 | 8.00 | 0.62 ✗ |" in text and "| 3.00 | 4.00 | 0.75 ✗ |" in text and "from\n0.62 to 0.75." in text
 
 
 def test_a_reading_holds_two_gradients_at_most_however_many_batches(tiny):

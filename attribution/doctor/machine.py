@@ -42,10 +42,10 @@ class Machine:
     Attributes:
         flops: floating-point operations of products of matrices.
         traffic: bytes read and written by other operations; infinite: they are not counted.
-        timed: by kind of pass, measured over expected seconds of one of the model itself; none where none was timed.
+        timed: by kind of pass, measured over expected seconds of one of the model itself; empty where none was timed.
         visited: seconds for each byte of the weights in which the recorder compares them with what they were; None: that was
             not timed.
-        fresh: seconds for each byte of memory that is used for the first time, which on a CPU are more than those of any sum.
+        fresh: seconds for each byte of memory that a process uses for the first time; 0 on other devices than a CPU.
     """
 
     flops: float
@@ -100,20 +100,20 @@ def timed(here: Machine, given: Opened, plan: Plan, shapes: Shapes) -> Machine:
         FORWARD: (lambda: glance(components, [probe], log_odds), shapes.quiet(probed, *asked)),
         WORDS: (lambda: _words(components.parts, copies), shapes.words(copied, *asked)),
     }
-    device, plain = given.model.device.type, replace(here, timed={})
-    found = {kind: _seconds(run, device) / plain.seconds(counted) for kind, (run, counted) in passes.items()}
+    device = given.model.device.type
+    found = {kind: _seconds(run, device) / here.seconds(counted) for kind, (run, counted) in passes.items()}
     return replace(here, timed=found, visited=_visited(components, device))
 
 
 def _visited(components: Components, device: str) -> float:
-    """Seconds for each byte of some weights in a visit, of weights, what they were and gradients in places of their own."""
+    """Seconds for each byte in a visit of some weights, the smaller ones, beside copies of them and gradients."""
     start: dict[str, torch.Tensor] = {}
-    for name, stored in components.stored.items():
+    for name, stored in sorted(components.stored.items(), key=lambda each: each[1].numel()):
         if sum(each.nbytes for each in start.values()) < _VISITED:
             start[name] = local(stored).clone()
     gradients = {use.name: use.values.clone() for use in components.uses if components.source[use.name] in start}
     visit = _seconds(lambda: Path(components, start).moved(gradients), device)
-    return visit / sum(each.nbytes for each in start.values())
+    return visit / sum(each.nbytes for each in gradients.values())  # a tied matrix is visited for each of its uses
 
 
 def _zeros(samples: int, plan: Plan, device: torch.device) -> Batch:

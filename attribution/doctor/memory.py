@@ -87,8 +87,9 @@ def _in_training(
     divergence = 5 * plan.response * found.rows * 4  # of a sample, from logits before and after
     behaviour = shapes.quiet(read_of(plan), plan.length, plan.response).peak + read_of(plan) * divergence
     of_probes = min(plan.probe_samples, BATCH_SIZE) * divergence if plan.probes else 0
-    compared = (3 if wide >= 4 else 6) * 4 * min(found.largest, BLOCK[device != "cpu"])  # a few rows of weights at a time
-    yield "recorder around a step", during + again + max(compared, behaviour, of_probes)
+    compared = (3 if wide >= 4 else 6) * 4 * min(found.largest, BLOCK[device != "cpu"])  # a block of weights at a time
+    intended = 9 * 4 * found.largest if wide < 4 and not plan.lora else 0  # where a step rounds: all of a parameter at a time
+    yield "recorder around a step", during + again + max(compared, intended, behaviour, of_probes)
     if plan.runs_again(found.small):
         yield "training batch run again", during + tied + shapes.again(plan.batch_size, plan.length, plan.response).peak
     if not plan.probes:
@@ -101,7 +102,8 @@ def _in_training(
         reading = shapes.probe(samples, plan.length, plan.response).peak + tied + several
         yield "reading of a probe set", during - used + reading + (again if plan.probes > 1 else 0)
         if plan.share_passes > 2:
-            yield "refining of its shares", during + moving + shapes.refined(samples, plan.length, plan.response).peak + tied
+            refined = shapes.refined(samples, plan.length, plan.response).peak + compared
+            yield "refining of its shares", during + moving + refined + tied
     between = during if plan.ablated_at > 2 else whole - gradients  # the ends are outside steps
     yield "exact ablation", between + replayed(found, plan, samples, device)
 

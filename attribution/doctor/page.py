@@ -93,11 +93,11 @@ def _time(found: Diagnosis) -> Iterator[str]:
     speed = f"{here.flops / 1e12:.3g} TFLOP/s in products of matrices"
     moved = "other operations are not counted" if here.traffic == float("inf") else f"{here.traffic / 1e9:.3g} GB/s in all else"
     timed = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in here.timed.items())
-    yield f"at {speed}, {moved}; {f'passes that were timed took so many times that: {timed}' if timed else 'no pass was timed'}"
+    yield f"at {speed}, {moved}; {f'timed passes took, as a multiple of that: {timed}' if timed else 'no pass was timed'}"
     yield from _columns((name, duration(value)) for name, value in found.cost.seconds.items())
-    further = found.plan.share_passes - 2
-    more = f"a step whose shares are refined takes up to {further} readings more, {duration(found.cost.refining)} each"
-    yield f"in all {duration(found.cost.time)}; {more if further > 0 else 'shares are not refined'}"
+    further = found.plan.share_passes - 2 if found.plan.probes else 0
+    more = f"; where shares are refined, up to {further} readings more for each probe set, {duration(found.cost.refining)} each"
+    yield f"in all {duration(found.cost.time)}{more if further > 0 else ''}"
 
 
 def _disk(found: Diagnosis) -> Iterator[str]:

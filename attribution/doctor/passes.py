@@ -217,7 +217,7 @@ class Shapes:
         components = Components(model)
 
         def multiplied(_use: Any, _gradient: Tensor) -> None:
-            """A few rows at a time, which is little beside a pass."""
+            """A block at a time, which is not counted here."""
 
         with self._fake, components.untied(), handed(components, multiplied), _counted(components.parts, []) as seen:
             total = log_odds(_logits(components.parts, samples, length, response), _responses(samples, response)).sum()
@@ -300,7 +300,7 @@ def tiled_loss(model: Any, ids: Tensor, scored: int) -> Tensor:
 
     head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -scored:].flatten(0, 1)
-    tokens = torch.zeros(len(hidden), dtype=torch.long)
+    tokens = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     log_probs, *_ = ChunkedLogProbFunction.apply(
         hidden, head.weight, head.bias, tokens, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, cap, 1.0, ("entropy", "is_top1")
     )

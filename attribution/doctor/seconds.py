@@ -1,6 +1,6 @@
 """How long a study takes: counted passes over the speed of a machine, as passes of the model go where some were timed.
 
-Knows machines and the recorder's passes; knows nothing about what they hold.
+Knows machines, and what the recorder runs and visits; knows nothing about files.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from attribution.runs.stages import WORDS as PROMPTS
 AGAIN = 0.9  # time of the layers that an exact ablation runs again, over their share of a forward pass
 OPTIMIZER = 1.7  # visits of the weights that a step of AdamW takes as long as
 RECORDER, PROBED = 2.0, 1.4  # visits of the weights by the recorder around a step, and more for each probe set with shares
-REFINED = 1.0  # visits for a further reading of shares: the model is moved along its path and back
+REFINED = 2.0  # visits for a further reading of shares: the model is moved along its path and back
 SIZES = 6  # times that it reads or writes an element of an activation that it watches, with its gradient
 SOFTMAX = 12  # times that an ablated row's metric and KL read or write a logit
-ENDS = 9  # forward passes' worth of a prompt whose words are read, beside the nodes of its path: four, each of it alone
+ENDS = 9  # forward passes, as a node of the path takes them, of a prompt whose words are read: four, each of one sample alone
+FRESH = "memory used for the first time"
 
 
 def seconds(
@@ -44,15 +45,14 @@ def seconds(
     read = read_of(plan)
     watched = SIZES * plan.tokens * found.layers * (found.heads * found.head_dim + found.neurons) * wide_of(found)
     behaviour = here.seconds(shapes.quiet(read, plan.length, plan.response), FORWARD)
-    compared = here.visits(moving_of(found, plan)) * (RECORDER + PROBED * plan.probes * (plan.share_passes > 0))
+    moving = moving_of(found, plan) if plan.lora else found.used * wide_of(found)  # a tied matrix twice
+    compared = here.visits(moving) * (RECORDER + PROBED * plan.probes * (plan.share_passes > 0))
     around = compared + watched / here.traffic + behaviour
-    parts = {
-        "memory used for the first time": here.fresh * footprint(found, plan, shapes, device).peak,
-        "training": training,
-        "recorder around steps": plan.max_steps * around,
-    }
+    parts = {"training": training, "recorder around steps": plan.max_steps * around}
+    if here.fresh:  # weights too: they lie in their file until they are written to
+        parts[FRESH] = here.fresh * footprint(found, plan, shapes, device).peak
     if plan.lora:
-        product = 2 * plan.tokens * found.adapted / here.flops + here.visits(moving_of(found, plan))
+        product = 2 * plan.tokens * found.adapted / here.flops + here.visits(moving)
         parts["gradients of effective weights"] = plan.max_steps * product
     if plan.runs_again(found.small):
         once_more = here.seconds(shapes.training(plan.batch_size, plan.length))
@@ -68,13 +68,14 @@ def seconds(
     row = SOFTMAX * samples * plan.response * found.rows * 4 / here.traffic
     layers = range(found.layers) if plan.layers is None else plan.layers
     layer = AGAIN * forward / found.layers
-    run = layer * sum(found.layers - each for each in layers) / len(layers)  # from a head's own layer on
+    run = layer * sum(found.layers - each for each in layers) / max(len(layers), 1)  # from a head's own layer on
     heads = ablated["head"] * (run + row)
-    singles = ablated["neuron"] * (run - layer + row) + ablated["row"] * row  # from the one after a neuron's
+    own = layer if found.post_norms or found.experts > 1 else 0.0  # elsewhere what a neuron writes is added as it is
+    singles = ablated["neuron"] * (run - layer + own + row) + ablated["row"] * row
     grafted = min(len(layers) * min(found.neurons, GRAFTED_NEURONS), ablated["neuron"]) + min(GRAFTED_ROWS, ablated["row"])
     return parts | {
         "readings of probe sets": (plan.max_steps + 1) * repeats * reading,
-        "exact ablation of heads": plan.ablated_at * repeats * (forward + heads),
+        "exact ablation of heads": plan.ablated_at * repeats * (heads + forward * (ablated["head"] > 0)),
         "exact ablation of neurons and rows, at both ends": 2 * repeats * singles,
         "causes on training samples": ranked + (heads + singles) * read / samples,
         "words of prompts": 2 * PROMPTS * (1 + ENDS / (3 * WORD_NODES)) * here.seconds(shapes.words(WORD_NODES, *asked), WORDS),
@@ -85,5 +86,5 @@ def seconds(
 def refining(found: Structure, plan: Plan, shapes: Shapes, here: Machine) -> float:
     """Seconds of a further reading of one probe set between two steps; a step takes `share_passes` - 2 of them at most."""
     samples = min(plan.probe_samples, BATCH_SIZE)
-    reading = here.seconds(shapes.probe(samples, plan.length, plan.response), READING)
+    reading = here.seconds(shapes.refined(samples, plan.length, plan.response), READING)
     return reading * max(1.0, plan.probe_samples / BATCH_SIZE) + here.visits(moving_of(found, plan)) * REFINED

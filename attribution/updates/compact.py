@@ -108,8 +108,7 @@ def _ranked(before: Components, after: Components, found: Sequence[Batch], metri
     total = torch.zeros(before.group_count, dtype=torch.float64)
     for components in (before, after):
         gradients = read(components, found, metric).gradients
-
-        total += components.reduce(lambda use, of=gradients: (of[use.name], *ends[use.name]), along) / 2
+        total += components.reduce(lambda use, read=gradients: (read[use.name], *ends[use.name]), along) / 2
     groups = before.groups.assign(share=total.numpy())
     keys = ["kind", "layer", "index"]
     shares = groups[groups["kind"] != "remainder"].groupby(keys)["share"].sum()

@@ -232,7 +232,7 @@ class _Reader:
         for batch, reading in self._readings(nothing if ablated is None else ablated):
             part = len(batch) / len(self._encoded)
             total += part * reading.metric
-            products += part * index.reduce(lambda use, of=reading.gradients: self._factors(use, of), torch.mul)
+            products += part * index.reduce(lambda use, read=reading.gradients: self._factors(use, read), torch.mul)
             if ablated is None:
                 causes += part * index.first_order(reading.gradients)
         return _Along(total, products, causes)

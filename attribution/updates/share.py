@@ -189,8 +189,8 @@ class Moved(NamedTuple):
 class Path:
     """The straight line from stored weights to the weights the model has when this is made.
 
-    Differences are taken parameter by parameter when they are wanted, so that a path holds no copy of the model but the
-    start, and the end while it is somewhere between.
+    Differences are taken a block of a parameter at a time when they are wanted, so that a path holds no copy of the model but
+    the start, and the end while it is somewhere between.
 
     Args:
         components: of the model.
@@ -269,7 +269,7 @@ def along(gradient: Tensor, start: Tensor, end: Tensor) -> Tensor:
 def _moved(start: Tensor, end: Tensor, gradient: Tensor | None = None) -> list[Tensor]:
     change = end - start
     products = [] if gradient is None else [gradient * change]
-    return [change.square(), *products, change.ne_(0)]  # last: in its place, since truths take five times as long to sum
+    return [change.square(), *products, change.ne_(0)]  # ne_ gives numbers: truths take five times as long to sum
 
 
 def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, end: Node, passes: int = PASSES) -> Shares:

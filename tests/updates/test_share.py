@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attribution import uses
 from attribution.components import Components
 from attribution.metrics import log_odds
 from attribution.models import load
@@ -134,6 +135,29 @@ def test_what_moved_is_what_the_weights_say(tiny, tied):
     uses = [changes[components.source[use.name]] for use in components.uses]
     assert found.squares.sum().item() == pytest.approx(sum(change.square().sum().item() for change in uses), rel=1e-5)
     assert found.changed.sum().item() == sum(int((change != 0).sum()) for change in uses) and not found.products.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_moved_is_exact_in_every_precision_and_in_blocks(tiny, monkeypatch, dtype):
+    components = Components(tiny("llama").to(dtype))
+    start = {name: p.detach().clone() for name, p in components.stored.items()}
+    with torch.no_grad():
+        for each in components.stored.values():
+            each.add_(torch.randn_like(each), alpha=0.1)
+    gradients = {use.name: 300 * torch.randn_like(use.values) for use in components.uses}  # whose squares no half holds
+
+    def change(use):
+        return use.values.double() - start[components.source[use.name]].double()
+
+    expected = components.reduce(lambda use: gradients[use.name].double() * change(use))
+    for block in (2**20, 7):
+        monkeypatch.setattr(uses, "BLOCK", (block, block))
+        path = Path(components, start)
+        found, close = path.moved(gradients), {"rtol": 1e-4, "atol": 1e-2}
+        torch.testing.assert_close(found.products, expected, **close)
+        torch.testing.assert_close(path.products(gradients), expected, **close)
+        torch.testing.assert_close(found.squares, components.reduce(change, torch.square), **close)
+        assert torch.equal(found.changed, components.reduce(lambda use: change(use).ne(0)))
 
 
 def test_zeros_instead_of_gradients_break_the_sum_rule(trained):
