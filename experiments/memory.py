@@ -333,12 +333,10 @@ def _bytes(found: Mapping[str, Mapping[str, Any]]) -> str:
         rows = {part: (predicted[part], counted[part], resident[part]) for part in predicted if part in counted}
         rows["**peak**"] = (max(predicted.values()), max(counted.values()), max(resident.values()))
         for part, (told, alive, process) in rows.items():
-            ratios = told / alive, told / process
-            close = "" if abs(ratios[0] - 1) <= CLOSE else " ✗"
-            lines.append(
-                f"| {name} | {part} | {told / MIB:,.1f} | {alive / MIB:,.1f} | {ratios[0]:.2f}{close} | {process / MIB:,.1f} | "
-                f"{ratios[1]:.2f} |"
-            )
+            ratio = told / alive
+            close = "" if abs(ratio - 1) <= CLOSE else " ✗"
+            of_process = f"{process / MIB:,.1f} | {told / process:.2f}" if process > 0 else "none | –"  # it had as much before
+            lines.append(f"| {name} | {part} | {told / MIB:,.1f} | {alive / MIB:,.1f} | {ratio:.2f}{close} | {of_process} |")
     return "\n".join(lines) + "\n"
 
 

@@ -84,6 +84,8 @@ def test_a_page_shows_what_is_off_and_leaves_out_grafts_that_were_fewer():
     told["seconds"] = {"grafts": 2.0, "readings of probe sets": 1.0, FRESH: 1.0}
     run = {"predicted": told, "bytes": {"grafts": 1.0 * memory.MIB}, "passes": [1, 3], "seconds": seconds}
     text = memory.page({name: {"counted": run, "plain": run} for name in ("0.7 M", "25 M")})
+    nothing = {"counted": run, "plain": {**run, "bytes": {"grafts": 0.0}}}  # beyond what the process had
+    assert "| 2.0 | 1.0 | 2.00 ✗ | none | – |" in memory.page({"0.7 M": nothing})
     assert "| 0.7 M | grafts | 2.0 | 1.0 | 2.00 ✗ |" in text and "| 0.7 M | grafts | 2.00 | 4.00 | 0.50 |" in text
     assert "| 25 M | reading of a probe set | 1.00 | 2.00 | 0.50 |" in text and "| 25 M | grafts | 2.00 |" not in text
     assert "| 0.7 M | refining of its shares | 1.00 | 2.00 | 0.50 |" in text and "is 0.50 [0.50, 0.50]" in text
