@@ -290,6 +290,8 @@ def test_a_model_with_weights_is_checked_and_timed(folder):
 def test_sizes_and_durations_in_words():
     assert [size(count) for count in (12, 2048, 5.5 * 2**30, 1500 * 2**30)] == ["12 B", "2 KiB", "5.5 GiB", "1,500 GiB"]
     assert [duration(count) for count in (0.5, 150, 9000, 500_000)] == ["0.5 s", "2.5 min", "2.5 h", "5.79 days"]
+    rounded = [duration(99.4), duration(99.7), duration(119), duration(86_400 * 999.7), size(999.7), size(999.7 * 2**30)]
+    assert rounded == ["99 s", "100 s", "119 s", "1,000 days", "0.976 KiB", "1,000 GiB"]
 
 
 # Wrong inputs

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attribution.doctor import Diagnosis
 
 WIDTH = 100
+THREE_DIGITS = 999.5  # what is less has at most three once it is rounded; more would be written as a power of ten
 
 
 def page(found: Diagnosis) -> str:
@@ -35,18 +36,18 @@ def page(found: Diagnosis) -> str:
 def size(count: float) -> str:
     """Bytes in words."""
     for unit in ("B", "KiB", "MiB"):
-        if count < 1000:
+        if count < THREE_DIGITS:
             return f"{count:.3g} {unit}"
         count /= 1024
-    return f"{count:,.3g} GiB" if count < 1000 else f"{count:,.0f} GiB"
+    return f"{count:,.3g} GiB" if count < THREE_DIGITS else f"{count:,.0f} GiB"
 
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
     for unit, span in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * span:
-            return f"{seconds / span:,.3g} {unit}" if seconds / span < 1000 else f"{seconds / span:,.0f} {unit}"
-    return f"{seconds:.2g} s"
+            return f"{seconds / span:,.3g} {unit}" if seconds / span < THREE_DIGITS else f"{seconds / span:,.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:.0f} s"
 
 
 def _model(found: Diagnosis) -> Iterator[str]:
