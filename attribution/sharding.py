@@ -310,7 +310,7 @@ def same_everywhere(among: Processes, number: float, what: str) -> None:
 
 def _sharded(model: nn.Module) -> list[Any]:
     """The modules that FSDP2 gathers one at a time, outer before inner."""
-    if _FSDP not in sys.modules:
+    if _FSDP not in sys.modules or not dist.is_initialized():  # some library has only imported it
         return []
     return [module for module in model.modules() if _of(_FSDP, "FSDPModule", module)]
 

@@ -41,7 +41,7 @@ LLAMA = {
     "max_position_embeddings": TOKENS, "tie_word_embeddings": False, "dtype": "float32",
 }  # fmt: skip
 _LARGE = {**LLAMA, "hidden_size": 896, "intermediate_size": 2624, "num_hidden_layers": 12, "num_attention_heads": 14}
-RANDOM = {"random": Size(LLAMA, 32, 2), "random-large": Size(_LARGE, 4, 1, repeats=3)}
+RANDOM = {"random": Size(LLAMA, 32, 2), "random-large": Size(_LARGE, 32, 1, repeats=3)}
 
 
 class Subject(NamedTuple):

@@ -206,13 +206,12 @@ def test_a_library_that_finds_other_effects_stops_the_run(subject, monkeypatch):
 def test_what_is_measured_on_is_as_large_as_the_budgets_ask(monkeypatch):
     tiny = {name: size._replace(config={**size.config, **TINY}) for name, size in RANDOM.items()}
     monkeypatch.setattr(subjects, "RANDOM", tiny)
-    for name in ("planted/unrouted", "kindland", "random"):
+    for name in ("planted/unrouted", "kindland", "random", "random-large"):
         found = subject_named(name, "cpu")
         trained, probed = found.batch(found.trained), found.batch(found.probed)
         assert trained.mask.sum() >= 2048 and len(trained) == len(probed)
         assert abs(probed.mask.sum() / trained.mask.sum() - 1) < 0.05
-    found = subject_named("random-large", "cpu")
-    assert found.batch(found.trained).mask.sum() == 256 and found.repeats == 3
+    assert subject_named("random-large", "cpu").repeats == 3
 
 
 @pytest.mark.parametrize(("name", "millions"), [("random", 25), ("random-large", 125)])

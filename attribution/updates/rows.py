@@ -11,6 +11,7 @@ Knows the partition; knows nothing about how values were measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ class Rows:
         runs = components.groups[["kind", "layer", "part"]]  # the groups of one of these stand next to each other
         self._starts = np.flatnonzero((runs != runs.shift()).any(axis=1))
         self._summed = np.flatnonzero(kinds[self._starts])
-        self._labels: dict[bool, dict[str, np.ndarray]] = {}  # of the rows of a step, by whether it is written whole
+        self._labels: dict[tuple[str, bool], dict[str, Any]] = {}  # of the rows of a step: columns by probe, and if it is whole
         if causes:
             self.choose(torch.stack([cause.abs() for cause in causes]).sum(0))
 
@@ -118,17 +119,17 @@ class Rows:
             whole: write every selected component at this step.
         """
         where = self._whole if whole or self._written is None else self._written
-        if whole not in self._labels:
+        if (probe, whole) not in self._labels:  # kept as pandas has them: words are long to read in again
             groups = self.components.groups
             rows = pd.concat([groups.iloc[where], groups.iloc[self._starts[self._summed]].assign(index=-1)])
-            self._labels[whole] = {name: rows[name].to_numpy() for name in rows}
+            self._labels[probe, whole] = {name: column.array for name, column in rows.assign(probe=probe).items()}
         values: dict[str, np.ndarray] = {}
         for name, column in columns.items():
             array = column.numpy()
             sums = np.add.reduceat(array, self._starts)[self._summed] if name in _ADD_UP else np.full(len(self._summed), np.nan)
             values[name] = np.concatenate([array[where], sums])
         values |= {name: np.sqrt(values[name]) for name in SQUARED if name in values}
-        return pd.DataFrame({"step": step, "probe": probe, **self._labels[whole], **values})
+        return pd.DataFrame({"step": step, **self._labels[probe, whole], **values}, copy=False)
 
     def _groups(self, positions: np.ndarray) -> np.ndarray:
         """Every part of these components, and the remainder."""

@@ -6,6 +6,7 @@ import torch
 from attribution.components import Components
 from attribution.metrics import log_odds
 from attribution.samples import Sample, batches, encode
+from attribution.updates import sizes
 from attribution.updates.share import read
 from attribution.updates.sizes import TrainingSizes
 from attribution.worlds.build import word_tokenizer
@@ -36,6 +37,19 @@ def by_hand(model, ids, mask, scalar):
             ]
         )
     return torch.cat([one for one, _ in found]), torch.cat([two for _, two in found])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tokens", [0, 1, 23])
+@pytest.mark.parametrize("block", [1, 12, 35, 10_000])
+def test_squares_are_the_same_in_blocks(monkeypatch, block, tokens, kind):
+    monkeypatch.setattr(sizes, "BLOCK", (block, block))
+    value, real = torch.randn(tokens, 1, 5).to(kind), torch.arange(tokens).remainder(3).clamp(max=1).float()
+    every, some = sizes.squares(value, None), sizes.squares(value, real)
+    assert every.dtype == some.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    wide = value.flatten(0, 1).double().square()
+    assert torch.allclose(every.double(), wide.sum(0), rtol=1e-5)
+    assert torch.allclose(some.double(), wide[real.bool()].sum(0), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
