@@ -37,6 +37,7 @@ from experiments.timing import LiveBytes, Row, interleaved, peaks, ratio_row
 
 SPARSE: dict[str, Any] = {"everything": False, "batch_after": False}  # the default of large models
 FULL = {"everything": True, "batch_after": True}  # and of small ones
+LEFT_OUT = SPARSE | {"steps": "ends"}
 LOOPED_UP_TO, LOOPED = 5_000_000, 64  # parameters; of a larger model so many components are timed
 BY_PEERS = 16  # components that other libraries ablate, one forward pass each
 CONDUCTANCE_TURNS, CONDUCTANCE_UP_TO = 3, 50_000_000  # they are long; parameters
@@ -64,7 +65,7 @@ Begin = Callable[[Any, Any], tuple[dict[str, Any], Callable[[], Any]]]
 def step_rows(subject: Subject, repeats: int) -> list[Row]:
     """A training step bare and recorded, each on its own copy of the model."""
     small = len(Components(subject.model)) <= ALL_UP_TO
-    variants = {"none": SPARSE, "probes": SPARSE | subject.probes()} | ({"full": FULL} if small else {})
+    variants = {"none": SPARSE, "probes": SPARSE | subject.probes()} | ({"full": FULL, "left out": LEFT_OUT} if small else {})
     with tempfile.TemporaryDirectory() as place:
         with ExitStack() as recording:
             turns = {"bare": step_of(subject, subject.trained), "by hand": step_and_pass(subject)}
@@ -92,6 +93,7 @@ def step_rows(subject: Subject, repeats: int) -> list[Row]:
     ]
     if small:
         rows.append(ratio_row("step, no probes, all is written, batch run again", ratios["full"], notes="floor 2"))
+        rows.append(ratio_row("step that is left out (`steps`), no probes", ratios["left out"], notes="its row alone is kept"))
     return rows
 
 

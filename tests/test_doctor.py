@@ -283,6 +283,7 @@ def test_a_model_with_weights_is_checked_and_timed(folder):
         (found.machine.visited or 0) > 0 < found.machine.fresh
         and "relative error" in page
         and "timed passes took, as a multiple of that: training" in page
+        and f"weights are compared with what they were at {1e-9 / found.machine.visited:.2g} GB/s" in page
     )
     assert opened(str(folder), meta=True).identities is None
 

@@ -95,6 +95,8 @@ def _time(found: Diagnosis) -> Iterator[str]:
     moved = "other operations are not counted" if here.traffic == float("inf") else f"{here.traffic / 1e9:.3g} GB/s in all else"
     timed = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in here.timed.items())
     yield f"at {speed}, {moved}; {f'timed passes took, as a multiple of that: {timed}' if timed else 'no pass was timed'}"
+    if here.visited is not None:
+        yield f"weights are compared with what they were at {1e-9 / here.visited:.2g} GB/s"
     yield from _columns((name, duration(value)) for name, value in found.cost.seconds.items())
     further = found.plan.share_passes - 2 if found.plan.probes else 0
     more = f"; where shares are refined, up to {further} readings more for each probe set, {duration(found.cost.refining)} each"

@@ -181,7 +181,7 @@ class EffectiveGradients(Watcher):
         return (module.register_forward_hook(partial(self._watch, name)) for name, module in self._watched.items())
 
     def _watch(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
-        if not torch.is_grad_enabled():
+        if self.idle or not torch.is_grad_enabled():
             return
         if not output.requires_grad:  # nothing before it trains, so that the backward pass would end after it
             output.requires_grad_()

@@ -179,6 +179,11 @@ class BatchWatch(Watcher):
                 stack.enter_context(watch.paused())
             yield
 
+    def expect(self, whole: bool) -> None:
+        """Whether of the passes to come all will be asked for, or no more than the loss and how it was clipped."""
+        for watch in (self, *self._watches()):
+            watch.idle = not whole
+
     @property
     def seen(self) -> bool:
         """Whether a training pass ran since the last step began."""
@@ -416,7 +421,7 @@ class BatchWatch(Watcher):
             logits.register_hook(elsewhere)
 
     def _watch_embedding(self, _module: nn.Module, args: tuple, output: Tensor) -> None:
-        if self._paused or not output.requires_grad:
+        if self._paused or self.idle or not output.requires_grad:
             return
         tokens = args[0].detach().flatten()
 

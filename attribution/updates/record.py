@@ -133,6 +133,12 @@ class Record:
             "not_measured": list(self._notes),
         })  # fmt: skip
 
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Everything is written; the run is finished where it is the record's own."""
+        self.flush()
+        if self.own:
+            self.writer.finish(result)
+
     def close(self, error: BaseException) -> None:
         """Failed or interrupted, with what was recorded."""
         self.writer.fail(error, step=self.steps)

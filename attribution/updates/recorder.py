@@ -33,7 +33,7 @@ from attribution.updates.completions import EVERY, Completions, lines, told
 from attribution.updates.provenance import shape
 from attribution.updates.readings import Readings, check_settings, only_primary
 from attribution.updates.record import Record, opened
-from attribution.updates.seam import effective, elsewhere, overflowed, recordable
+from attribution.updates.seam import effective, elsewhere, overflowed, recordable, refuse_closure
 from attribution.updates.selection import Schedule, Selection
 from attribution.updates.share import PASSES, Path
 
@@ -181,6 +181,7 @@ class Recorder:
             self._optimizer.register_step_post_hook(lambda *_: self._step_ends()),
         ]
         self._watch.start()
+        self._expect()
 
     def end(self, error: BaseException | None = None) -> None:
         """Detach and close the record: finished, or failed or interrupted with what was recorded."""
@@ -204,10 +205,8 @@ class Recorder:
             return  # the disk is full, say: what broke off the training is the one to be told
         if error is not None:
             record.close(error)
-            return
-        record.flush()
-        if record.own:
-            record.writer.finish(self.result())
+        else:
+            record.finish(self.result())
 
     @property
     def resumable(self) -> bool:
@@ -288,18 +287,17 @@ class Recorder:
         small = len(self.components) <= ALL_UP_TO
         self._after, self._everything = (small if given[n] is None else given[n] for n in ("batch_after", "everything"))
         position = self.components.positions
-        sets, compared = ({n: position(m) for n, m in given.items()} for given in (self._sets, self._compared))
-        self._readings = Readings.of(
-            self.components, self.tokenizer, self._probe_sets, self._watched_sets, sets, compared, given
-        )
+        sets = [{name: position(members) for name, members in named.items()} for named in (self._sets, self._compared)]
+        self._readings = Readings.of(self.components, self.tokenizer, self._probe_sets, self._watched_sets, *sets, given)
         self._selection.mask(self.components)
-        held = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
+        self._held = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
         if twin is None:
-            self._watch = BatchWatch(self.components, model, held=held, **self._control)
+            self._watch = BatchWatch(self.components, model, held=self._held, **self._control)
         else:
             from attribution.updates.adapters import EffectiveGradients
 
-            self._watch = BatchWatch(self.components, model, EffectiveGradients(twin), twin.outputs, held, **self._control)
+            gradients = EffectiveGradients(twin)
+            self._watch = BatchWatch(self.components, model, gradients, twin.outputs, self._held, **self._control)
         self._watch.discarded = self.skipped
         every = given["completions"]
         self._completions = Completions(self.components, given["metric"], (1 if small else EVERY) if every is None else every)
@@ -349,10 +347,7 @@ class Recorder:
     # One step
 
     def _step_begins(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        if any(given is not None for given in args[1:]) or kwargs.get("closure") is not None:
-            raise RecordError(
-                "step(closure) makes its gradient inside the step, where it cannot be seen; call backward first, then step()"
-            )
+        refuse_closure(args, kwargs)
         if self._watch.seen:  # a pass since the last step began: whatever step was under way has broken off
             self._depth = 0
         self._depth += 1  # an optimizer whose step calls its parent's fires the hooks for both
@@ -369,8 +364,7 @@ class Recorder:
                     f"lower the learning rate or check the samples; {self.steps} steps are recorded in "
                     f"{self._record.writer.path}"
                 )
-            due = self._recorded.due(self.steps + 1) or self._milestones.due(self.steps + 1)
-            if due and not self._overflow:
+            if self._due and not self._overflow:
                 self._refresh()
                 self._copies(self._start)
                 seen = self._step.before(seen)
@@ -396,6 +390,12 @@ class Recorder:
     def _step_made(self, row: Mapping[str, Any], trained_on: Sequence[Completion], *, skipped: bool) -> None:
         self._record.samples(lines(trained_on, self.steps))
         self._record.step({**row, **told(trained_on), "skipped": skipped})
+        self._expect()
+
+    def _expect(self) -> None:
+        """Of the coming step the whole, or only its row in `steps`."""
+        self._due = self._recorded.due(self.steps + 1) or self._milestones.due(self.steps + 1)
+        self._watch.expect(self._due)
 
     def _write_step(self, before: Before) -> dict[str, Any]:
         """The whole of one step, after it; returns what it adds to the row in `steps`."""
@@ -443,8 +443,7 @@ class Recorder:
         stored = self.components.stored
         if into is None:
             moving = frozenset() if self._twin is None else self._twin.moving
-            trained = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
-            return {name: local(p).clone() for name, p in stored.items() if p in trained or name in moving}
+            return {name: local(p).clone() for name, p in stored.items() if p in self._held or name in moving}
         for name, copy in into.items():
             copy.copy_(local(stored[name]))
         return into

@@ -6,6 +6,7 @@ Knows optimizers, trainers' wrappers of them, adapters and processes; knows noth
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +62,14 @@ def elsewhere(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     count = sum(parameter not in held for parameter in model.parameters() if parameter.requires_grad)
     told = f"{count} trainable parameters are not in the optimizer that is recorded: if another one moves them, shares of that "
     return [f"{told}change are in the residual."] if count else []
+
+
+def refuse_closure(args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Raise RecordError where a step was called with a closure, from these arguments of its hook."""
+    if any(given is not None for given in args[1:]) or kwargs.get("closure") is not None:
+        raise RecordError(
+            "step(closure) makes its gradient inside the step, where it cannot be seen; call backward first, then step()"
+        )
 
 
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:

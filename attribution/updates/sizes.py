@@ -146,7 +146,7 @@ class TrainingSizes(Watcher):
 
     def _look(self, site: Site, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         value = args[0]
-        if self._paused or not torch.is_grad_enabled() or not value.requires_grad:
+        if self._paused or self.idle or not torch.is_grad_enabled() or not value.requires_grad:
             return
         every = value.shape[:-1].numel()
         real = self._real if self._real is not None and len(self._real) == every else None

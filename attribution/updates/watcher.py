@@ -12,6 +12,7 @@ class Watcher:
 
     _handles: tuple[Any, ...] = ()
     _paused = False
+    idle = False  # nothing that takes long is wanted of the passes to come; set between steps
 
     def start(self) -> None:
         self._handles = tuple(self._hooks())

@@ -10,7 +10,8 @@ from attribution.components import Components
 from attribution.errors import ConfigError
 from attribution.models import load
 from attribution.store import BATCH, read_run
-from attribution.updates import update_shares
+from attribution.updates import sizes, update_shares
+from attribution.updates.adapters import EffectiveGradients
 from attribution.updates.recorder import Recorder
 from attribution.updates.selection import Schedule, Selection
 
@@ -121,6 +122,32 @@ def test_the_end_is_read_whatever_steps_are_recorded(tmp_path, fresh, loop, trai
     row = run.influence.query("step == 3 and layer == 1 and index == 0")
     assert row["effect"].item() == pytest.approx(end, abs=1e-5)
     assert run.probes["share_sum"].sum() == pytest.approx(run.probes["change"].sum(), rel=0.02)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_of_steps_left_out_nothing_is_measured_that_takes_long(monkeypatch, tmp_path, fresh, loop, training, adapters):
+    model, tokenizer = fresh
+    if adapters:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    recorder = Recorder(tmp_path / "run", tokenizer=tokenizer, steps=3, milestones=(2,), batch_after=False)
+    measured, squares, add = {"squares": set(), "gradients": set()}, sizes.squares, EffectiveGradients._add
+
+    def squared(*args):
+        measured["squares"].add(recorder.steps + 1)
+        return squares(*args)
+
+    def added(*args):
+        measured["gradients"].add(recorder.steps + 1)
+        add(*args)
+
+    monkeypatch.setattr(sizes, "squares", squared)
+    monkeypatch.setattr(EffectiveGradients, "_add", added)
+    with recorder.attach(model, optimizer):
+        loop(model, tokenizer, training, optimizer, 5)
+    assert measured == {"squares": {2, 3}, "gradients": {2, 3} if adapters else set()}
+    rows = read_run(tmp_path / "run").components.query("kind == 'head' and layer == 1")  # before adapters there is no gradient
+    assert set(rows["step"]) == {2, 3} and rows[["activation_before", "gradient_before", "cause_before"]].notna().all(axis=None)
 
 
 def test_under_adapters_steps_left_out_leave_the_others_as_they_are(tmp_path, fresh, loop, training, probes):
