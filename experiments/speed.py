@@ -52,6 +52,7 @@ def main(
     repeats: int = 7,
     growth: bool = True,
     resume: bool = False,
+    study: Path = STUDY,
     out: Path = Path("results/speed.md"),
 ) -> None:
     """Measure the budgets of the recorder and of causes, and write them as Markdown.
@@ -62,6 +63,7 @@ def main(
         repeats: turns of each comparison, at least; of the largest model, three at most.
         growth: measure how cost grows, too.
         resume: keep what is beside the page already, and measure the rest.
+        study: result of a default study, whose seconds are told.
         out: file to write; a JSON file of the same name keeps what is finished.
     """
     kept = out.with_suffix(".json")
@@ -82,7 +84,7 @@ def main(
         parts[part] = found
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, parts)
-    text = page(parts)
+    text = page(parts, study)
     out.write_text(text, encoding="utf-8")
     print(text[text.index("| model") :], out, sep="\n")
 
@@ -97,10 +99,10 @@ def about(device: str, repeats: int) -> str:
     return f"{place}; {libraries}; {settings}"
 
 
-def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
+def page(parts: Mapping[str, Mapping[str, Any]], study: Path = STUDY) -> str:
     """What was measured, with what, and the tables."""
     rows: dict[str, Sequence[Row]] = {f["model"]: [Row(*row) for row in f["rows"]] for f in parts.values() if "rows" in f}
-    rows[""] = [help_row(), study_row(STUDY)]
+    rows[""] = [help_row(), study_row(study)]
     where: dict[str, list[str]] = {}
     for part, found in parts.items():
         where.setdefault(found["about"], []).append(part)
