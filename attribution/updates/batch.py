@@ -180,7 +180,7 @@ class BatchWatch(Watcher):
             yield
 
     def expect(self, whole: bool) -> None:
-        """Whether of the passes to come all will be asked for, or no more than the loss and how it was clipped."""
+        """Of the passes to come all will be asked for (`whole`), or no more than the loss and how it was clipped."""
         for watch in (self, *self._watches()):
             watch.idle = not whole
 
