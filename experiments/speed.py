@@ -13,8 +13,8 @@ the same prompts, and beside the same numbers from captum, nnsight and (`pip ins
 exact ablation against one forward pass for each component, by hand and by each of these; a recorded step beside bergson's
 callback, where it is installed. Of models above 5 M parameters 64 random components are ablated, and the whole is extrapolated.
 Exact ablation runs the layers above a component alone, many components in a pass: where one forward pass keeps the machine busy
-by itself, as on a CPU those of 25 M parameters and more do, it saves the layers below, 2 L / (L - 1) times for L layers, the last
-layer's positions that are not scored, and what larger products gain.
+by itself, as on a CPU those of 25 M parameters and more do, it saves the layers below, 2 L / (L - 1) times for L layers, the
+last layer's positions that are not scored, and what larger products gain.
 Memory is the bytes of tensors alive, counted one by one, beyond those of the same steps without a recorder; with few tokens no
 activations hide the peak. Rows that wait to be written are not in it. The column `peak` holds the tensors that one call makes.
 """
