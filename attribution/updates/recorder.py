@@ -287,8 +287,9 @@ class Recorder:
         small = len(self.components) <= ALL_UP_TO
         self._after, self._everything = (small if given[n] is None else given[n] for n in ("batch_after", "everything"))
         position = self.components.positions
-        sets = [{name: position(members) for name, members in named.items()} for named in (self._sets, self._compared)]
-        self._readings = Readings.of(self.components, self.tokenizer, self._probe_sets, self._watched_sets, *sets, given)
+        sets, compared = ({name: position(of) for name, of in named.items()} for named in (self._sets, self._compared))
+        probes, watched = self._probe_sets, self._watched_sets
+        self._readings = Readings.of(self.components, self.tokenizer, probes, watched, sets, compared, given)
         self._selection.mask(self.components)
         self._held = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
         if twin is None:
