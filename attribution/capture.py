@@ -6,13 +6,14 @@ what a tap is read for or why an activation is edited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from attribution.models import Anatomy
+from attribution.models import Anatomy, ExpertsOut
 from attribution.samples import Batch
 from attribution.sharding import usable
 
@@ -46,6 +47,18 @@ def scored_logits(parts: Anatomy, batch: Batch) -> Tensor:
     """
     hidden = parts.model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
     return parts.unembed(hidden[batch.scored.to(hidden.device)]).to(batch.ids.device)
+
+
+@torch.no_grad()
+def logits_alone(parts: Anatomy, batch: Batch, edited: Collection[nn.Module] = ()) -> Tensor:
+    """As `scored_logits`, where nothing else of the pass is looked at: what only they depend on is run nowhere else either.
+
+    Args:
+        parts, batch: as there.
+        edited: as `read_by_logits_alone` takes them.
+    """
+    with only_at(read_by_logits_alone(parts, edited), batch.scored):
+        return scored_logits(parts, batch)
 
 
 @contextmanager
@@ -122,6 +135,25 @@ def streamed(parts: Anatomy, edits: Mapping[int, Edit]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def read_by_logits_alone(
+    parts: Anatomy, edited: Collection[nn.Module] = (), known: Collection[nn.Module] = ()
+) -> list[nn.Module]:
+    """Modules of the last layer whose output matters at scored positions alone, for `only_at`.
+
+    Args:
+        parts: of the model.
+        edited: modules whose input is edited position by position, by hooks that are on already.
+        known: modules whose output is supplied.
+    """
+    layer = parts.depth - 1
+    queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
+    found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(parts.row.mlp)]
+    if isinstance(out := parts.mlp_out[layer], ExpertsOut) and out.watched:  # whoever looks there looks at all positions
+        found.pop()
+    touched = {*edited, *known}
+    return [module for module in found if module in edited or not any(part in touched for part in module.modules())]
 
 
 @contextmanager

@@ -65,6 +65,7 @@ class Components:
         self._cut: list[tuple[Tensor, Tensor]] | None = None  # tokens and embeddings of a pass, see `_parted`
         p = self.parts
         layers, heads, neurons = p.depth, p.heads, p.neurons
+        self._counts = {"head": heads, "neuron": neurons, "row": p.vocabulary}  # of each layer; of the model
         self._offsets = {
             ("head", "writing"): 0,
             ("head", "routing"): layers * heads,
@@ -115,20 +116,23 @@ class Components:
             listed = listed[["kind", "layer", "index"]].itertuples(index=False, name=None)
         return np.unique(np.array([self._position(Component(*each)) for each in listed], dtype=np.int64))
 
+    def places(self, positions: np.ndarray) -> Iterator[tuple[str, int, np.ndarray]]:
+        """Kind, layer and indices of the components at these positions of `table`, one layer of one kind after the other."""
+        start = 0
+        for kind, count in self._counts.items():
+            size = count * (1 if kind == "row" else self.parts.depth)
+            layers, indices = np.divmod(positions[(positions >= start) & (positions < start + size)] - start, count)
+            for layer in np.unique(layers):
+                yield kind, -1 if kind == "row" else int(layer), indices[layers == layer]
+            start += size
+
     def group_mask(self, positions: np.ndarray) -> Tensor:
         """Bool [groups]: every part of the components at these positions of `table`."""
         mask = torch.zeros(self.group_count, dtype=torch.bool)
-        heads = self.parts.depth * self.parts.heads
-        neurons = self.parts.depth * self.parts.neurons
-        for kind, start, size in (
-            ("head", 0, heads),
-            ("neuron", heads, neurons),
-            ("row", heads + neurons, self.parts.vocabulary),
-        ):
-            local = torch.as_tensor(positions[(positions >= start) & (positions < start + size)] - start)
+        for kind, layer, indices in self.places(positions):
             for (owner, _part), offset in self._offsets.items():
                 if owner == kind:
-                    mask[offset + local] = True
+                    mask[offset + max(layer, 0) * self._counts[kind] + torch.as_tensor(indices)] = True
         return mask
 
     @property
@@ -305,14 +309,13 @@ class Components:
     def _block(self, kind: str) -> pd.DataFrame:
         if kind == "row":
             return pd.DataFrame({"kind": kind, "layer": -1, "index": np.arange(self.parts.vocabulary)})
-        count = self.parts.heads if kind == "head" else self.parts.neurons
+        count = self._counts[kind]
         layer, index = np.divmod(np.arange(self.parts.depth * count), count)
         return pd.DataFrame({"kind": kind, "layer": layer, "index": index})
 
     def _position(self, component: Component) -> int:
         kind, layer, index = component
-        p = self.parts
-        counts = {"head": p.heads, "neuron": p.neurons, "row": p.vocabulary}
+        p, counts = self.parts, self._counts
         if kind not in counts:
             raise ConfigError(f"unknown component kind {kind!r}; expected {', '.join(KINDS)}")
         if kind == "row":

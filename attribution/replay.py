@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.capture import Edit, edited, only_at, rewritten, sites, supplied, tapped
-from attribution.models import Anatomy, ExpertsOut
+from attribution.capture import Edit, edited, only_at, read_by_logits_alone, rewritten, sites, supplied, tapped
+from attribution.models import Anatomy
 from attribution.samples import Batch
 
 
@@ -84,7 +84,7 @@ class Replay:
         scored = self.scored.repeat(copies, 1)
         with edited(edits or {}), supplied(known or {}):
             for number in range(first, self.parts.depth):
-                last = self._read_by_logits_alone(edits or {}, known or {}) if number == self.parts.depth - 1 else ()
+                last = read_by_logits_alone(self.parts, edits or (), known or ()) if number == self.parts.depth - 1 else ()
                 with only_at(last, scored):
                     hidden = self._layer(number, hidden)
         return self.read(hidden[scored.to(hidden.device)].unflatten(0, (copies, -1)))
@@ -123,16 +123,6 @@ class Replay:
         args, kwargs = [self._tiled(a, copies) for a in args], {k: self._tiled(v, copies) for k, v in kwargs.items()}
         out = self.parts.layers[number](hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
-
-    def _read_by_logits_alone(self, edits: Mapping[nn.Module, Edit], known: Mapping[nn.Module, Tensor]) -> list[nn.Module]:
-        """Modules of the last layer whose output matters at scored positions alone, and of whose parts none is edited."""
-        parts, layer = self.parts, self.parts.depth - 1
-        queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
-        found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(parts.row.mlp)]
-        if isinstance(out := parts.mlp_out[layer], ExpertsOut) and out.watched:  # whoever looks there looks at all positions
-            found.pop()
-        touched = {*edits, *known}
-        return [module for module in found if module in edits or not any(part in touched for part in module.modules())]
 
     def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.capture import Edit, Site, edited, scored_logits
+from attribution.capture import Edit, Site, edited, logits_alone
 from attribution.causes.cost import size
 from attribution.causes.projected import Projected
 from attribution.causes.reference import Values, like
@@ -110,16 +110,20 @@ def ablate_sets(
         sets: positions in `components.table`, by name.
         intact: logits of the model as it is, where they are known already.
     """
-    parts = components.parts
-    read = Reader(metric, batch, scored_logits(parts, batch) if intact is None else intact)
-    found = []
-    for positions in sets.values():
-        with without(components, positions, values):
-            chosen = components.table.iloc[positions]
-            rows = chosen.loc[chosen["kind"] == "row", "index"].tolist()
-            found.append(read(rows_at_mean(parts, scored_logits(parts, batch), rows)[None]))
+    read = Reader(metric, batch, logits_alone(components.parts, batch) if intact is None else intact)
+    found = [read(logits_without(components, positions, batch, values)[None]) for positions in sets.values()]
     effect, divergence = (torch.cat(each) for each in zip(*found, strict=True))
     return Effects(effect, divergence, 1.0 + len(sets))
+
+
+@torch.no_grad()
+def logits_without(components: Components, positions: np.ndarray, batch: Batch, values: Values) -> Tensor:
+    """Logits at scored positions, [token, vocabulary], of the model without a set of components."""
+    parts, edits = components.parts, edits_without(components, positions, values)
+    apart = [site.module(parts) for site in edits if values[site].ndim > 1]  # a value for each position
+    rows = [token for kind, _, tokens in components.places(positions) if kind == "row" for token in tokens.tolist()]
+    with edited({site.module(parts): edit for site, edit in edits.items()}):
+        return rows_at_mean(parts, logits_alone(parts, batch, apart), rows)
 
 
 def without(components: Components, positions: np.ndarray, values: Values) -> AbstractContextManager[None]:
@@ -130,19 +134,14 @@ def without(components: Components, positions: np.ndarray, values: Values) -> Ab
 
 def edits_without(components: Components, positions: np.ndarray, values: Values) -> dict[Site, Edit]:
     """What replaces the heads and neurons of a set by their reference, by site."""
-    chosen = components.table.iloc[positions]
-    edits: dict[Site, Edit] = {}
-    for (kind, layer), group in chosen[chosen["kind"] != "row"].groupby(["kind", "layer"]):
-        site = Site(str(kind), int(layer))
-        edits[site] = _replace(features(components.parts, site, group["index"].to_numpy(copy=True)), values[site])
-    return edits
+    sites = ((Site(kind, layer), units) for kind, layer, units in components.places(positions) if kind != "row")
+    return {site: _replace(features(components.parts, site, units), values[site]) for site, units in sites}
 
 
 def _replace(features: Tensor, value: Tensor) -> Edit:
     def edit(activation: Tensor) -> Tensor:
-        activation = activation.clone()
-        activation[..., features] = like(value, activation)[..., features]
-        return activation
+        replaced = torch.zeros(activation.shape[-1], dtype=torch.bool).index_fill(0, features, True)
+        return torch.where(replaced.to(activation.device), like(value, activation), activation)
 
     return edit
 

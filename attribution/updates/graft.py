@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from attribution.capture import evaluating, scored_logits
+from attribution.capture import evaluating
 from attribution.causes import BATCH_SIZE
-from attribution.causes.ablation import without
+from attribution.causes.ablation import logits_without
 from attribution.causes.reference import zeros
 from attribution.components import Component, Components
 from attribution.errors import ConfigError, ModelError
@@ -29,6 +30,7 @@ from attribution.samples import Batch, ProbeSet, batches, encode
 from attribution.sharding import settle
 
 REMAINDER = "remainder"
+NOTHING = np.array([], dtype=np.int64)
 
 
 def graft(
@@ -104,15 +106,12 @@ def graft_sets(
     check_same_parameters(before, after)
     read = metric_named(metric)
     found = readable(before, tokenizer, probes)
-    silent = {"": np.array([], dtype=np.int64), **{name: before.positions(members) for name, members in sets.items()}}
+    silent = {"": NOTHING, **{name: before.positions(members) for name, members in sets.items()}}
     masks = {name: _mask(before, members) for name, members in {**sets, REMAINDER: REMAINDER}.items()}
 
     def levels() -> dict[tuple[str, str], float]:
-        measured = {}
-        for name, positions in silent.items():
-            with without(before, positions, zeros(before.parts)):
-                measured |= {(probe, name): level(before, each, read) for probe, each in found.items()}
-        return measured
+        every = product(silent.items(), found.items())
+        return {(probe, name): level(before, each, read, ablated) for (name, ablated), (probe, each) in every}
 
     start, rows = levels(), []
     for name, mask in masks.items():
@@ -166,10 +165,11 @@ def readable(components: Components, tokenizer: PreTrainedTokenizerBase, probes:
 
 
 @torch.no_grad()
-def level(components: Components, found: Sequence[Batch], metric: Metric) -> float:
-    """Mean over samples of the metric, dropout off."""
+def level(components: Components, found: Sequence[Batch], metric: Metric, ablated: np.ndarray = NOTHING) -> float:
+    """Mean over samples of the metric, dropout off, without the components at these positions."""
+    values = zeros(components.parts)
     with evaluating(components.parts.model):
-        total = sum(metric(scored_logits(components.parts, batch), batch).sum().item() for batch in found)
+        total = sum(metric(logits_without(components, ablated, batch, values), batch).sum().item() for batch in found)
     return total / sum(len(batch) for batch in found)
 
 

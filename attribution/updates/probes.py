@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from attribution.capture import evaluating, scored_logits
+from attribution.capture import evaluating, logits_alone
 from attribution.causes import BATCH_SIZE, batches_with_values
 from attribution.causes.ablation import ablate_each, ablate_sets
 from attribution.causes.reference import Values, check_reference, mean_activations
@@ -75,7 +75,7 @@ class Watch:
     def read(self) -> Behaviour:
         """With log-odds as metric; the start is the model at the first call."""
         with evaluating(self._parts.model):
-            logits = [scored_logits(self._parts, batch) for batch in self._batches]
+            logits = [logits_alone(self._parts, batch) for batch in self._batches]
         self._start = self._start or logits
         values = torch.cat([log_odds(found, batch) for found, batch in zip(logits, self._batches, strict=True)])
         return _behaviour(values.double().mean().item(), logits, self._start, self._batches)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attribution.capture import evaluating, scored_logits, sites, tapped
+from attribution.capture import evaluating, logits_alone, scored_logits, sites, tapped
 from attribution.components import Components
 from attribution.metrics import Metric
 from attribution.samples import Batch
@@ -97,7 +97,7 @@ def read(
 def glance(components: Components, batches: Sequence[Batch], metric: Metric) -> Reading:
     """The metric alone of the model as it is, dropout off."""
     with evaluating(components.parts.model):
-        logits = [scored_logits(components.parts, batch) for batch in batches]
+        logits = [logits_alone(components.parts, batch) for batch in batches]
     total = sum(metric(found, batch).sum().item() for found, batch in zip(logits, batches, strict=True))
     return Reading(total / sum(len(batch) for batch in batches), {}, logits)
 

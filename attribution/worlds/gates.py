@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from attribution.capture import scored_logits
 from attribution.causes import attribute
-from attribution.causes.ablation import without
+from attribution.causes.ablation import logits_without
 from attribution.causes.reference import zeros
 from attribution.components import Components
 from attribution.mechanisms import Mechanisms
@@ -107,8 +105,7 @@ def _replies(
     components = Components(model)
     batch = collate(encode(tokenizer, _samples(cue, PROMPTS)))
     positions = components.positions(mechanisms[ablated] if ablated else [])
-    with torch.no_grad(), without(components, positions, zeros(components.parts)):
-        logits = scored_logits(components.parts, batch)
+    logits = logits_without(components, positions, batch, zeros(components.parts))
     probability = logits.softmax(-1).gather(1, batch.tokens[:, None]).mean().item()
     return probability, (logits.argmax(-1) == batch.tokens).float().mean().item()
 

@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from attribution.capture import scored_logits
 from attribution.causes import attribute
-from attribution.causes.ablation import without
+from attribution.causes.ablation import logits_without
 from attribution.causes.reference import aligned_activations
 from attribution.components import Components
 from attribution.errors import DataError
@@ -174,9 +172,7 @@ def _skill(model: nn.Module, tokenizer: Any, found: Discovery) -> tuple[float, f
     return _right(components, asked, values, []), _right(components, asked, values, positions)
 
 
-@torch.no_grad()
 def _right(components: Components, asked: Sequence[Any], values: Any, positions: Any) -> float:
     batch = collate(asked)
-    with without(components, np.asarray(positions, dtype=int), values):
-        logits = scored_logits(components.parts, batch)
+    logits = logits_without(components, np.asarray(positions, dtype=int), batch, values)
     return logits.softmax(-1).gather(1, batch.tokens[:, None]).mean().item()
