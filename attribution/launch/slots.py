@@ -147,6 +147,13 @@ def _stop(workers: Sequence[_Worker], *, politely: bool) -> None:
 def _serve(pipe: Connection) -> None:
     """Do jobs as they come, until there are no more; a worker is a process of its own."""
     _one_thread()
+    from attribution.updates.starts import shared
+
+    with shared():
+        _do_each(pipe)
+
+
+def _do_each(pipe: Connection) -> None:
     while True:
         try:
             given = pipe.recv()

@@ -15,6 +15,7 @@ from attribution.runs.faults import explained
 from attribution.runs.forecast import forecast_of
 from attribution.runs.stopping import Stopping, terminable
 from attribution.store import TRAINING, RunWriter, hold, is_finished, read_run
+from attribution.updates.starts import taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,12 +103,12 @@ def _go(given: stages.Material, path: Path, written: dict[str, Any], stopping: S
 def _stages(
     given: stages.Material, writer: RunWriter, checkpoint: Path | None, stopping: Stopping, stage: Callable[[str], None]
 ) -> None:
-    config, some = given.config, given.watched[0].samples
+    config, some, known = given.config, given.watched[0].samples, taken()
     if is_bare([*some, *given.probes[0].samples], given.tokenizer):
         stage(f"{config.model} has a chat template, in which these samples are not; `attribution chat` renders them in it")
     if checkpoint is None:
         stage(f"ablating {stages.CAUSES[config.singles]} on {len(some)} training samples, before training")
-        writer.add("influence", stages.causes(given).table.assign(step=0, probe=TRAINING))
+        writer.add("influence", stages.causes(given).assign(step=0, probe=TRAINING))
         if config.forecast:
             stage("forecasting what the first step would strengthen")
             writer.add("forecasts", _forecast(config))
@@ -120,6 +121,8 @@ def _stages(
     stages.read_words(given, writer, "after", tuned)
     stage("grafting")
     result |= stages.graft(given, writer, tuned)
+    if known := taken() - known:
+        writer.log(f"{known} tables of before training are those of an earlier run, which began at the same model")
     stage("finished")
     writer.finish({**result, "causes": {"samples": len(some), "metric": given.cause_metric, "reference": "zero"}})
 

@@ -21,7 +21,6 @@ from attribution.store import TRAINING, RunWriter, read_run
 if TYPE_CHECKING:
     import pandas as pd
 
-    from attribution.causes import Causes
     from attribution.mechanisms import Mechanisms
     from attribution.samples import Encoded, ProbeSet, Sample
     from attribution.updates.recorder import Recorder
@@ -133,11 +132,14 @@ def _check(given: Material) -> None:
             )
 
 
-def causes(given: Material) -> Causes:
+def causes(given: Material) -> pd.DataFrame:
     """Which components cause the responses that will be trained, before training: exact ablation on training samples.
 
     By zero, since training samples have no counterfactuals. Of a large model, all heads, and the choice of neurons and rows
     that `updates.rows` describes.
+
+    Returns:
+        `Causes.table`.
     """
     import numpy as np
     import torch
@@ -147,16 +149,27 @@ def causes(given: Material) -> Causes:
     from attribution.updates.recorder import ALL_UP_TO
     from attribution.updates.rows import Rows
     from attribution.updates.selection import Selection
+    from attribution.updates.starts import Start
 
     config, some, metric = given.config, given.watched[0].samples, given.cause_metric
     index = Components(given.model)
     selection = Selection(config.kinds, config.layers, config.heads)
-    rows = Rows(index, config.singles == "all" and len(index) <= ALL_UP_TO, (), selection)
-    if config.singles == "all" and len(index) > ALL_UP_TO:
-        score = attribute(given.model, given.tokenizer, some, method="gradient", metric=metric).table["effect"]
-        rows.choose(torch.as_tensor(score.to_numpy(copy=True)))
-    chosen = index.table.iloc[np.sort(rows.exact)]
-    return attribute(given.model, given.tokenizer, some, metric=metric, components=chosen, progress=given.progress)
+
+    def table() -> pd.DataFrame:
+        rows = Rows(index, config.singles == "all" and len(index) <= ALL_UP_TO, (), selection)
+        if config.singles == "all" and len(index) > ALL_UP_TO:
+            score = attribute(given.model, given.tokenizer, some, method="gradient", metric=metric).table["effect"]
+            rows.choose(torch.as_tensor(score.to_numpy(copy=True)))
+        chosen = index.table.iloc[np.sort(rows.exact)]
+        return attribute(given.model, given.tokenizer, some, metric=metric, components=chosen, progress=given.progress).table
+
+    return Start(index).once(table, "causes", config.singles, repr(selection), metric, _tokens(given, some))
+
+
+def _tokens(given: Material, samples: Sequence[Sample]) -> tuple[Encoded, ...]:
+    from attribution.samples import encode
+
+    return tuple(encode(given.tokenizer, samples, context=getattr(given.model.config, "max_position_embeddings", None)))
 
 
 def train(
@@ -201,11 +214,18 @@ def setting(given: Material, folder: Path, callbacks: list[Any], recorder: Recor
 def read_words(given: Material, writer: RunWriter, when: str, model: Any) -> None:
     """Write how much each token of some prompts brings about the response, by integrated gradients; the log says why not."""
     from attribution.causes.tokens import token_causes
+    from attribution.components import Components
+    from attribution.updates.starts import Start
 
-    probe = given.probes[0]
+    probe, metric = given.probes[0], given.config.metric
     some = probe.samples[:WORDS]
+
+    def table() -> pd.DataFrame:
+        return token_causes(model, given.tokenizer, some, metric=metric, steps=WORD_NODES, exact=False).table
+
     try:
-        found = token_causes(model, given.tokenizer, some, metric=given.config.metric, steps=WORD_NODES, exact=False).table
+        before = when == "before"
+        found = Start(Components(model)).once(table, "words", metric, some, _tokens(given, some)) if before else table()
     except (ModelError, ConfigError) as error:
         writer.log(f"words of prompts were not read {when} training: {error}")
         return

@@ -6,7 +6,7 @@ nothing about the training batch or about files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -155,6 +155,12 @@ class ProbeReader:
         self._base_mean = {site: state[f"mean {site.kind} {site.layer}"].to(device) for site in self._base_mean}
         if self._norms is not None:
             self._norms = OutputNorms(self.components, state["norms"])
+
+    @property
+    def asked(self) -> Hashable:
+        """All that the influence of components depends on, beside the model and which they are."""
+        others = None if self._others is None else tuple(self._others)
+        return self.metric, self.reference, self.beside, tuple(self._encoded), others
 
     @property
     def causes(self) -> Tensor:

@@ -5,10 +5,11 @@ Knows readers, the record and the rule of what is written; knows nothing about o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ from attribution.updates.record import Record
 from attribution.updates.rows import Rows
 from attribution.updates.selection import Schedule, Selection
 from attribution.updates.share import Path
+from attribution.updates.starts import Start
 
 PRIMARY_ONLY = ("compared", "singles", "beside")  # what may be read on the first probe set alone
 
@@ -52,6 +54,7 @@ class Readings:
         self.first: dict[str, float] = {}
         self._milestones = Schedule(settings["milestones"])
         self._ablated: int | None = None
+        self._begin: Start | None = None  # while the model before training is read
 
     @classmethod
     def of(
@@ -76,7 +79,7 @@ class Readings:
 
     def start(self, record: Record, everything: bool, selection: Selection) -> None:
         """Read and write the model before training."""
-        self.record = record
+        self.record, self._begin = record, Start(self.components)
         start = {}
         for reader in self.readers:
             with reading(f"probe set {reader.name!r}", record):
@@ -87,6 +90,7 @@ class Readings:
         self._write_behaviour()
         self.rows = Rows(self.components, everything, [reader.causes for reader in self.readers if reader.passes], selection)
         self.milestone(ends=True)
+        self._begin = None
 
     def state(self) -> dict[str, Any]:
         """What `restore` goes on from, beside `tensors`."""
@@ -130,7 +134,8 @@ class Readings:
             if not len(positions):
                 continue
             with reading(f"single components, ablated on {reader.name!r},", self.record):
-                self.record.add("influence", reader.influence(positions).assign(step=step, probe=reader.name))
+                found = self._found(reader, reader.influence, positions)
+                self.record.add("influence", found.assign(step=step, probe=reader.name))
         self._ablated = step
 
     def write(self, probe: str, columns: Mapping[str, Tensor]) -> None:
@@ -168,9 +173,19 @@ class Readings:
             sets = {**named, **self._compared_here(reader.name, place)} if due else named
             with reading(f"named sets, ablated on {reader.name!r},", self.record):
                 if sets:
-                    self.record.add("sets", reader.influence_of_sets(sets).assign(step=step, probe=reader.name))
+                    found = self._found(reader, reader.influence_of_sets, sets)
+                    self.record.add("sets", found.assign(step=step, probe=reader.name))
                 if named and reader.beside and due:
-                    self.record.add("sets", reader.influence_beside(named).assign(step=step, probe=reader.name))
+                    found = self._found(reader, reader.influence_beside, named)
+                    self.record.add("sets", found.assign(step=step, probe=reader.name))
+
+    def _found(self, reader: ProbeReader, measure: Callable[[Any], pd.DataFrame], of: Any) -> pd.DataFrame:
+        """What a reader measures of positions or sets; before training, what an earlier run may have found there."""
+        if self._begin is None:
+            return measure(of)
+        sets = of if isinstance(of, Mapping) else {"": of}
+        asked = measure.__name__, reader.asked, *((name, positions.tobytes()) for name, positions in sets.items())
+        return self._begin.once(lambda: measure(of), *asked)
 
     def _here(self, probe: str) -> dict[str, np.ndarray]:
         """The named sets that are ablated on a probe set: all, unless it is said which."""

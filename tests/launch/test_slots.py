@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from attribution.errors import RunError
@@ -75,6 +76,18 @@ def test_a_pool_ends_with_the_process_that_is_killed(tmp_path):
 def test_no_process_ends_with_a_parent_it_does_not_have():
     with pytest.raises(RuntimeError, match="no parent to end with"):
         end_with_parent()
+
+
+@pytest.mark.slow
+def test_jobs_of_one_process_measure_the_model_before_training_once(job):
+    first, second = job("A"), job("B", seed=1)
+    assert [error for _, error in outcomes_in_slots([first, second], 1)] == [None, None]
+    told = [(each.path / "log.txt").read_text() for each in (first, second)]
+    assert "an earlier run" not in told[0] and "4 tables of before training are those of an earlier run" in told[1]
+    starts = [(frame := read_run(each.path).influence)[frame["step"] == 0] for each in (first, second)]
+    pd.testing.assert_frame_equal(*starts)
+    ends = [(frame := read_run(each.path).influence)[frame["step"] == 2] for each in (first, second)]
+    assert len(ends[0]) and not ends[0]["effect"].equals(ends[1]["effect"]), "each trains on its own"
 
 
 def test_no_job_is_no_process():
