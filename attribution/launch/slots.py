@@ -1,8 +1,9 @@
 """Jobs in processes of this machine, so many at once, of one thread each.
 
-A process is used for one job after another. One that dies (killed where memory ran out, say) takes its own job with it and
-no other: a new process stands in for it. All end with the process that started them, however that ends: none goes on holding a
-run directory after its study was killed.
+A process is used for one job after another, and what they would all measure of one model before training is measured once in
+it (`updates.starts`). One that dies (killed where memory ran out, say) takes its own job with it and no other: a new process
+stands in for it. All end with the process that started them, however that ends: none goes on holding a run directory after
+its study was killed.
 """
 
 from __future__ import annotations
