@@ -137,7 +137,10 @@ def study_row(path: Path) -> Row:
     if not path.exists():
         return Row(what, budget, "not measured", None, f"there is no {path}")
     told = json.loads(path.read_text())
-    notes = f"{told['seconds']:.0f} s summed over {len(told['runs'])} runs, of which two go at once; read from {path}"
+    notes = (
+        f"{told['seconds']:.0f} s of training and recording, summed over {len(told['runs'])} runs, of which two go at once; "
+        f"loading, causes, grafts and the page are not in it; read from {path}"
+    )
     return Row(what, budget, f"≥ {told['seconds'] / 2:.0f}", None if told["seconds"] <= 600 else False, notes)
 
 
