@@ -160,7 +160,8 @@ class ProbeReader:
     def asked(self) -> Hashable:
         """All that the influence of components depends on, beside the model and which they are."""
         others = None if self._others is None else tuple(self._others)
-        return self.metric, self.reference, self.beside, tuple(self._encoded), others
+        by_gradients = self.passes > 0  # the intact model is then read at every position, which rounds otherwise
+        return self.metric, self.reference, self.beside, by_gradients, tuple(self._encoded), others
 
     @property
     def causes(self) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from attribution.components import Components
 from attribution.models import load
+from attribution.samples import ProbeSet
 from attribution.store import COLUMNS, read_run
 from attribution.updates import starts
 from attribution.updates.probes import ProbeReader
@@ -106,6 +107,22 @@ def test_what_is_kept_cannot_be_changed_and_is_no_more_than_so_many(tiny, made, 
             start.once(make, asked)
         assert len(calls) == 3 and start.once(make, "c")["call"].tolist() == [3]
         assert start.once(make, "a")["call"].tolist() == [4]
+
+
+def test_whoever_asks_otherwise_asks_something_else(fresh, training):
+    """Each differs in one thing on which the influence of components depends, if only by rounding."""
+    tokenizer, index = fresh.tokenizer, Components(fresh.model)
+    some, others = tuple(training[:4]), tuple(training[4:8])
+
+    def asked(samples=some, counterfactuals=others, metric="log_odds", **settings):
+        probe = ProbeSet(name="p", samples=samples, counterfactuals=counterfactuals)
+        return ProbeReader(probe, index, tokenizer, metric, **settings).asked
+
+    different = [
+        asked(), asked(some[:3]), asked(counterfactuals=others[::-1]), asked(counterfactuals=()), asked(metric="log_prob"),
+        asked(reference="mean"), asked(beside=("mean",)), asked(passes=0),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different) and asked() == different[0]
 
 
 def record(path, loop, training, probes, sets, learning_rate) -> dict[str, pd.DataFrame]:
