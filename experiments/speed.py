@@ -1,7 +1,7 @@
 """What recording and attributing cost: `python -m experiments.speed [--model planted random] [--repeats 7] [--resume]`.
 
-Ratios, not seconds: what is compared runs in one process, turn by turn (A B C A B C ...), so that whatever else the machine
-does falls on all alike. A ratio is taken within each turn; shown are its median over the turns and its quartiles, and the
+Ratios, not seconds: what is compared runs in one process, turn by turn (A B C, B C A, ..., each in an order that is drawn), so
+that whatever else the machine does, and what one leaves in the caches for the next, falls on all alike. A ratio is taken within each turn; shown are its median over the turns and its quartiles, and the
 budget is judged by the median. About half an hour on one idle core with OMP_NUM_THREADS=1; each model's rows are kept beside
 the page as they are finished, `--resume` goes on from there, and `--model` measures some models anew and keeps the others.
 
