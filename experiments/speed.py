@@ -1,9 +1,10 @@
 """What recording and attributing cost: `python -m experiments.speed [--model planted random] [--repeats 7] [--resume]`.
 
 Ratios, not seconds: what is compared runs in one process, turn by turn (A B C, B C A, ..., each in an order that is drawn), so
-that whatever else the machine does, and what one leaves in the caches for the next, falls on all alike. A ratio is taken within each turn; shown are its median over the turns and its quartiles, and the
-budget is judged by the median. About half an hour on one idle core with OMP_NUM_THREADS=1; each model's rows are kept beside
-the page as they are finished, `--resume` goes on from there, and `--model` measures some models anew and keeps the others.
+that whatever else the machine does, and what one leaves in the caches for the next, falls on all alike. A ratio is taken
+within each turn; shown are its median over the turns and its quartiles, and the budget is judged by the median. About half an
+hour on one idle core with OMP_NUM_THREADS=1; each model's rows are kept beside the page as they are finished, `--resume` goes
+on from there, and `--model` measures some models anew and keeps the others.
 
 A step is forward, backward, clipping and AdamW. The recorder ablates heads alone and at both ends alone, outside the steps
 timed, does not run the batch again, and writes neurons and rows in part, as it does by default for large models. A step is

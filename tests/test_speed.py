@@ -50,12 +50,13 @@ def test_a_row_holds_median_quartiles_and_verdict(budget, ratios, cells):
     assert timing.table(rows).splitlines()[2:] == [f"| planted | step {cells} 3 of 7 refined |"]
 
 
-def test_turns_alternate_and_the_first_is_not_counted(monkeypatch):
+def test_turns_alternate_each_in_its_own_order_and_the_first_is_not_counted(monkeypatch):
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     seen = []
-    seconds = timing.interleaved({name: lambda name=name: seen.append(name) for name in "ABC"}, repeats=2)
-    assert "".join(seen) == "ABC" * 3
-    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("ABC", 2)
+    seconds = timing.interleaved({name: lambda name=name: seen.append(name) for name in "ABC"}, repeats=20)
+    turns = ["".join(seen[at : at + 3]) for at in range(0, len(seen), 3)]
+    assert len(turns) == 21 and {"".join(sorted(turn)) for turn in turns} == {"ABC"} and len(set(turns)) == 6
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("ABC", 20)
 
 
 def test_a_study_is_judged_only_where_its_runs_decide(tmp_path):
