@@ -96,8 +96,8 @@ def about(device: str, repeats: int) -> str:
     place = f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} of them used by torch"
     if device == "cuda":
         place = f"{torch.cuda.get_device_name()}, {place}"
-    settings = f"{METRIC}, learning rate {LEARNING_RATE:g}, clipping to {CLIP:g}, {repeats} turns after a warm-up"
-    return f"{place}; {libraries}; {settings}"
+    turns = f"{repeats} turns in drawn order after a warm-up"
+    return f"{place}; {libraries}; {METRIC}, learning rate {LEARNING_RATE:g}, clipping to {CLIP:g}, {turns}"
 
 
 def page(parts: Mapping[str, Mapping[str, Any]], study: Path = STUDY) -> str:
