@@ -94,7 +94,7 @@ def _digest(model: nn.Module) -> bytes:
     """Of everything that a forward pass of the model depends on."""
     found = blake2b(digest_size=16)
     config: Any = model.config
-    found.update(f"{type(model).__qualname__} {config._attn_implementation} {config.to_json_string(use_diff=False)}".encode())
+    found.update(f"{model!r} {config._attn_implementation} {config.to_json_string(use_diff=False)}".encode())
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())
         found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())

@@ -54,7 +54,11 @@ def in_half_precision(model):
     model.to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("change", [nudged, with_other_norms, in_half_precision])
+def of_another_module(model):
+    model.model.layers[0].mlp.act_fn = torch.nn.GELU()
+
+
+@pytest.mark.parametrize("change", [nudged, with_other_norms, in_half_precision, of_another_module])
 def test_another_model_is_another_start(tiny, made, change):
     _, make = made
     with shared():
