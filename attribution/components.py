@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from attribution.errors import ConfigError, ModelError
 from attribution.models import Anatomy, ExpertsOut, anatomy
 from attribution.sharding import Processes, gradients, rows_here, settle, shards
-from attribution.uses import Use
+from attribution.uses import Use, sums_of_all
 
 KINDS = ("head", "neuron", "row")
 OUTPUT = "writing"  # the part whose <weight, gradient> is the component's first-order cause
@@ -157,12 +157,11 @@ class Components:
         Returns:
             Float64 [groups], on the CPU.
         """
-        sums = {}
-        for use in self.uses:
-            found = value(use) if use.output or not output_only else None
-            if found is not None:
-                sums[use.name] = use.sums(*(found if isinstance(found, tuple) else (found,)), of=of)
-        return self.grouped(sums)
+        made = of or (lambda value: value)
+        found = ((use, value(use)) for use in self.uses if use.output or not output_only)
+        visits = ((use, given if isinstance(given, tuple) else (given,)) for use, given in found if given is not None)
+        sums = sums_of_all(visits, lambda *blocks: [made(*blocks)], self.elements)
+        return self.grouped({name: each for name, (each,) in sums.items()})
 
     def grouped(self, sums: Mapping[str, Tensor]) -> Tensor:
         """Sums by the name of a use, as `Use.sums` makes them, within every group: Float64 [groups], on the CPU."""
@@ -174,6 +173,11 @@ class Components:
             together = torch.cat([sums[use.name].to(device) for use in self.uses if use.name in sums])
             total.index_add_(0, torch.cat(owners), together.cpu().double())
         return self.together.sum(total)
+
+    @cached_property
+    def elements(self) -> int:
+        """Number of parameter elements that lie here, those of each use."""
+        return sum(use.values.numel() for use in self.uses)
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -196,12 +200,15 @@ class Components:
             Float64 [components], in the order of `table`.
         """
 
-        sums = {}
+        rows, units = [], []
         for use in self.uses:
             if use.output and use.name in gradients:
-                mean = self._mean_row(use.values) if use.module is self.parts.unembedding else None
-                centred = torch.mul if mean is None else partial(_from_mean, mean)
-                sums[use.name] = use.sums(use.values, gradients[use.name], of=centred)
+                (rows if use.module is self.parts.unembedding else units).append(use)
+        visits = ((use, (use.values, gradients[use.name])) for use in units)
+        sums = {name: each for name, (each,) in sums_of_all(visits, lambda *both: [torch.mul(*both)], self.elements).items()}
+        for use in rows:
+            centred = partial(_from_mean, self._mean_row(use.values))
+            sums[use.name] = use.sums(use.values, gradients[use.name], of=centred)
         return self.grouped(sums)[torch.as_tensor(self.output_groups)]
 
     def gradients(self, scalar: Tensor, also: Mapping[Any, Tensor] | None = None) -> dict[Any, Tensor]:

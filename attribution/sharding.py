@@ -328,10 +328,10 @@ def _gather(model: nn.Module) -> None:
 def _begin(root: Any) -> None:
     """Let FSDP see its root first, as it must before it sees a layer: a pass through it in which nothing is computed."""
     name = "_pass_of_nothing"
-    setattr(root, name, lambda: None)
+    setattr(root, name, lambda nothing: nothing)
     sys.modules[_FSDP].register_fsdp_forward_method(root, name)
     try:
-        getattr(root, name)()
+        getattr(root, name)(None)  # on a GPU FSDP brings what is given there, and fails where nothing is
     finally:
         delattr(root, name)
 

@@ -5,9 +5,10 @@ Knows axes and owners; knows nothing about what an owner is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from attribution.sharding import local
 
 BLOCK = 2**20, 2**24  # elements of an array that is made at a time: on a CPU, where larger ones get new pages, and elsewhere
+STACKED = 2**14, 2**20, 2**24  # elements of uses that are visited together: on a CPU; elsewhere at least, and at most
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -64,7 +66,7 @@ class Use:
             of: makes it, element by element.
         """
         if of is None:
-            return self._summed(*arrays).reshape(-1)
+            return _summed(arrays[0], self.axes).reshape(-1)
         return self.several_sums(*arrays, of=lambda *blocks: [of(*blocks)])[0]
 
     def several_sums(self, *arrays: Tensor, of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
@@ -73,31 +75,79 @@ class Use:
         They are made a block at a time, so that no array as large as the parameter is: it would take as much memory again and,
         on a CPU, the time that new pages take.
         """
-        first = arrays[0]
-        block = BLOCK[first.device.type != "cpu"]
-        if first.numel() <= block:
-            return [self._summed(each).reshape(-1) for each in of(*map(_wide, arrays))]
-        totals: list[Tensor] = []
-        for place in _blocks(first.shape, block):
-            parts = [self._summed(each) for each in of(*(_wide(array[place]) for array in arrays))]
-            shape = [size if axis in self.axes else 1 for axis, size in enumerate(first.shape)]
-            totals = totals or [part.new_zeros(shape) for part in parts]
-            kept = tuple(there if axis in self.axes else slice(None) for axis, there in enumerate(place))
-            for total, part in zip(totals, parts, strict=True):
-                total[kept] += part
-        return [total.reshape(-1) for total in totals]
-
-    def _summed(self, values: Tensor) -> Tensor:
-        """Over every axis but `axes`, of which one element is left."""
-        others = [axis for axis in range(values.ndim) if axis not in self.axes]
-        if not others:
-            return _wide(values)
-        return values.sum(others, keepdim=True, dtype=None if values.dtype in _WIDE else torch.float32)
+        return _several_sums(arrays, self.axes, of)
 
     def spread(self, each: Tensor) -> Tensor:
         """One number, or truth, per owner entry, where `values` are and shaped to broadcast against them."""
         shape = [size if axis in self.axes else 1 for axis, size in enumerate(self.values.shape)]
         return self.here(each).view(shape).to(self.values.device)
+
+
+def stacked(whole: int, device: torch.device | str) -> int:
+    """How many elements of small uses are visited together, of so many in all: to begin takes longer than such a visit.
+
+    On a GPU, where it takes longest, an eighth of all, so that what is made on the way is less than a copy of the model.
+    """
+    on_cpu, least, most = STACKED
+    return on_cpu if torch.device(device).type == "cpu" else min(most, max(least, whole // 8))
+
+
+def sums_of_all(
+    visits: Iterable[tuple[Use, Sequence[Tensor]]], of: Callable[..., Sequence[Tensor]], whole: int
+) -> dict[str, list[Tensor]]:
+    """`Use.several_sums` of many uses, by name; where arrays are of the same shapes and small, of several at a time.
+
+    Args:
+        visits: uses, and the arrays of each.
+        of: see `Use.several_sums`.
+        whole: elements of all parameters.
+    """
+    found: dict[str, list[Tensor]] = {}
+    waiting: dict[Any, list[tuple[Use, Sequence[Tensor]]]] = {}
+
+    def visit(alike: list[tuple[Use, Sequence[Tensor]]]) -> None:
+        if len(alike) == 1:
+            use, arrays = alike[0]
+            found[use.name] = use.several_sums(*arrays, of=of)
+            return
+        together = [torch.stack(each) for each in zip(*(arrays for _, arrays in alike), strict=True)]
+        axes = (0, *(axis + 1 for axis in alike[0][0].axes))
+        sums = [each.view(len(alike), -1).unbind() for each in _several_sums(together, axes, of)]
+        found.update({use.name: [*own] for (use, _), *own in zip(alike, *sums, strict=True)})
+
+    for use, arrays in visits:
+        key = use.axes, *((array.shape, array.dtype, array.device) for array in arrays)
+        alike = waiting.setdefault(key, [])
+        alike.append((use, arrays))
+        if (len(alike) + 1) * arrays[0].numel() > stacked(whole, arrays[0].device):
+            visit(waiting.pop(key))
+    for alike in waiting.values():
+        visit(alike)
+    return found
+
+
+def _several_sums(arrays: Sequence[Tensor], axes: Sequence[int], of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
+    first = arrays[0]
+    block = BLOCK[first.device.type != "cpu"]
+    if first.numel() <= block:
+        return [_summed(each, axes).reshape(-1) for each in of(*map(_wide, arrays))]
+    totals: list[Tensor] = []
+    for place in _blocks(first.shape, block):
+        parts = [_summed(each, axes) for each in of(*(_wide(array[place]) for array in arrays))]
+        shape = [size if axis in axes else 1 for axis, size in enumerate(first.shape)]
+        totals = totals or [part.new_zeros(shape) for part in parts]
+        kept = tuple(there if axis in axes else slice(None) for axis, there in enumerate(place))
+        for total, part in zip(totals, parts, strict=True):
+            total[kept] += part
+    return [total.reshape(-1) for total in totals]
+
+
+def _summed(values: Tensor, axes: Sequence[int]) -> Tensor:
+    """Over every axis but `axes`, of which one element is left."""
+    others = [axis for axis in range(values.ndim) if axis not in axes]
+    if not others:
+        return _wide(values)
+    return values.sum(others, keepdim=True, dtype=None if values.dtype in _WIDE else torch.float32)
 
 
 def _wide(values: Tensor) -> Tensor:

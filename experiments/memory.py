@@ -2,10 +2,10 @@
 
 A real run, from its config to its grafts, with probe sets, update shares and their refining, exact ablation, grafts and the
 words of prompts. It is made twice, each time in a process of its own: once as it is, for seconds and for the resident memory
-of the process; once while every tensor is counted from birth to death, for bytes. Both are told by part of the run and stand
-beside what `attribution doctor` says of the same plan from shapes alone. Bytes do not depend on what else the machine does;
-seconds do, and so does the speed of the machine, which the doctor measures just before. Minutes on one core with
-OMP_NUM_THREADS=1.
+of the process (on a GPU, `--device cuda`: what torch's allocator gave out there); once while every tensor is counted from
+birth to death, for bytes. Both are told by part of the run and stand beside what `attribution doctor` says of the same plan
+from shapes alone. Bytes do not depend on what else the machine does; seconds do, and so does the speed of the machine, which
+the doctor measures just before. Minutes on one core with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from attribution.updates.provenance import versions
 from attribution.updates.recorder import Recorder
 from attribution.worlds.build import word_tokenizer
 from experiments.subjects import LLAMA
-from experiments.timing import LiveBytes
+from experiments.timing import LiveBytes, synchronize
 
 STEPS = 6
 PARTS = {  # of a run, and what the doctor calls its seconds
@@ -89,6 +89,8 @@ SMALL = {
 }  # fmt: skip  # as large as an organism of the world "planted"
 LARGE = {**LLAMA, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 6,
          "vocab_size": 26_000}  # fmt: skip
+BILLION = {**LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+           "num_key_value_heads": 4, "vocab_size": 32_000}  # fmt: skip
 _PLAN = Plan(max_steps=STEPS, batch_size=8, length=16, response=4, probes=2, probe_samples=8, share_passes=3, samples=8)
 _QUICK = replace(_PLAN, milestones="ends", singles="heads", layers=(1,))
 SUBJECTS = {
@@ -100,29 +102,36 @@ SUBJECTS = {
         replace(_QUICK, probes=1, checkpointing=True, accumulation=2, batch_size=4), "depth",
     ),
     "125 M": Subject(LARGE, _QUICK, "depth"),
+    "1.1 B": Subject(BILLION, replace(_QUICK, length=32, response=8), "depth"),
 }  # fmt: skip
+FOR_A_GPU = ("1.1 B",)  # 25 GB
 
 
-def main(model: tuple[str, ...] = tuple(SUBJECTS), out: Path = Path("results/memory.md")) -> None:
+def main(
+    model: tuple[str, ...] = tuple(name for name in SUBJECTS if name not in FOR_A_GPU),
+    device: str = "cpu",
+    out: Path = Path("results/memory.md"),
+) -> None:
     """Measure what runs take, and write it as Markdown beside what the doctor says.
 
     Args:
         model: names of sizes.
+        device: where the models live, cpu or cuda.
         out: file to write.
     """
     found = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in model:
-        found[name] = both(name)
-        out.write_text(page(found), encoding="utf-8")
+        found[name] = both(name, device)
+        out.write_text(page(found, device), encoding="utf-8")
     print(out.read_text(encoding="utf-8"), out, sep="\n")
 
 
-def both(name: str) -> dict[str, Any]:
+def both(name: str, device: str = "cpu") -> dict[str, Any]:
     """What the doctor says of a subject and what its run takes, counted and timed, each in a new process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
-        found = [pool.submit(measured, SUBJECTS[name], counted).result() for counted in (False, True)]
+        found = [pool.submit(measured, SUBJECTS[name], counted, device).result() for counted in (False, True)]
     return {"plain": found[0], "counted": found[1]}
 
 
@@ -143,6 +152,7 @@ class Parts:
 
     def mark(self) -> None:
         """Count what there was since the last mark to the innermost part that is open."""
+        synchronize()
         now, name = time.perf_counter(), self._open[-1]
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self.bytes[name] = max(self.bytes.get(name, 0.0), self._peak())
@@ -230,24 +240,37 @@ class Resident:
         return found
 
 
+@dataclass
+class Allocated:
+    """Memory of the GPU that torch's allocator has given out, beyond what it is now."""
+
+    base: float = field(default_factory=torch.cuda.memory_allocated)
+
+    def peak(self) -> float:
+        """Most since the last call."""
+        found = torch.cuda.max_memory_allocated() - self.base
+        torch.cuda.reset_peak_memory_stats()
+        return found
+
+
 def _status(name: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024.0 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def measured(subject: Subject, counted: bool) -> dict[str, Any]:
+def measured(subject: Subject, counted: bool, device: str = "cpu") -> dict[str, Any]:
     """One run of a subject: bytes and seconds by part; where they are of the process, what was predicted, too."""
     predicted = {}
     with TemporaryDirectory() as place:
         folder = Path(place) / "own"
-        config = written(subject, folder)
+        config = written(subject, folder, device)
         if not counted:
             tiny = {**SMALL, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
             once = replace(subject, sizes=tiny, plan=replace(subject.plan, probe_samples=2, samples=8, batch_size=4))
-            _go(written(once, Path(place) / "tiny"), Path(place) / "tiny", Parts(lambda: 0.0))  # opens all libraries
-            predicted = doctored(subject, str(folder / "model"))
+            _go(written(once, Path(place) / "tiny", device), Path(place) / "tiny", Parts(lambda: 0.0))  # opens all libraries
+            predicted = doctored(subject, str(folder / "model"), device)
             gc.collect()
-            resident = Resident()
+            resident = Resident() if device == "cpu" else Allocated()
             resident.peak()
             parts = Parts(resident.peak)
             _go(config, folder, parts)
@@ -270,7 +293,7 @@ def _go(config: RunConfig, folder: Path, parts: Parts) -> None:
         parts.mark()
 
 
-def written(subject: Subject, folder: Path) -> RunConfig:
+def written(subject: Subject, folder: Path, device: str = "cpu") -> RunConfig:
     """A random Llama and random words as files, and the config of a run on them."""
     plan, model = subject.plan, folder / "model"
     words, draw = [f"w{i}" for i in range(subject.sizes["vocab_size"] - 4)], Random(0).choices
@@ -288,7 +311,7 @@ def written(subject: Subject, folder: Path) -> RunConfig:
         "model": str(model), "data": files.pop("train"), "probes": tuple(files.values()), "grafts": subject.grafts,
         "singles": plan.singles, "milestones": plan.milestones, "share_passes": plan.share_passes,
         "everything": plan.everything, "layers": plan.layers, "batch_after": plan.batch_after, "checkpoint_seconds": None,
-        "metric": "log_odds", "training": {
+        "metric": "log_odds", "device": device, "training": {
             "max_steps": plan.max_steps, "batch_size": plan.batch_size, "accumulation": plan.accumulation,
             "learning_rate": 1e-3, "lora": {"rank": plan.lora},
             "trainer": {"gradient_checkpointing": True} if plan.checkpointing else {},
@@ -296,15 +319,15 @@ def written(subject: Subject, folder: Path) -> RunConfig:
     })  # fmt: skip
 
 
-def doctored(subject: Subject, model: str) -> dict[str, Any]:
+def doctored(subject: Subject, model: str, device: str = "cpu") -> dict[str, Any]:
     """What the doctor says: bytes and seconds by part, from shapes, on this machine."""
-    plan, given = subject.plan, opened(model)
+    plan, given = subject.plan, opened(model, device=device)
     components, shapes = Components(given.model), Shapes(given.model.config, "float32")
     found = structure(components)
-    here = timed(machine("float32", "cpu", None, None), given, plan, shapes)
+    here = timed(machine("float32", device, None, None), given, plan, shapes)
     ablated = disk(components, plan, found.small, 1.0).ablated
     return {
-        "peaks": footprint(found, plan, shapes, "cpu").peaks,
+        "peaks": footprint(found, plan, shapes, device).peaks,
         "seconds": seconds(found, plan, shapes, here, ablated),
         "refining": refining(found, plan, shapes, here),
     }
@@ -313,18 +336,19 @@ def doctored(subject: Subject, model: str) -> dict[str, Any]:
 # The page
 
 
-def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+def page(found: Mapping[str, Mapping[str, Any]], device: str = "cpu") -> str:
     """What was measured, with what, and the tables."""
     libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
+    place = device if device == "cpu" else torch.cuda.get_device_name()
     about = f"{torch.get_num_threads()} of {os.cpu_count()} cores; {libraries}"
-    parts = [f"# {__doc__}\nMeasured on cpu, {about}.\n", "## Bytes\n", _bytes(found), "## Seconds\n", _seconds(found)]
+    parts = [f"# {__doc__}\nMeasured on {place}, {about}.\n", "## Bytes\n", _bytes(found), "## Seconds\n", _seconds(found)]
     return "\n".join(parts)
 
 
 def _bytes(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "Most bytes in each part of a run, everything held included. Counted: of all tensors alive. Resident: of the process,",
-        "beyond what it had before the run; what the allocator keeps or rounds up is in it.\n",
+        "or given out on the GPU, beyond what there was before the run; what the allocator rounds up is in it.\n",
         "| model | part | predicted MiB | counted MiB | predicted / counted | resident MiB | predicted / resident |",
         "|---|---|---|---|---|---|---|",
     ]

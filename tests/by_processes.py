@@ -1,6 +1,6 @@
-"""One training, alone or by several processes over gloo, and what else a model in processes is asked; for test_sharded.
+"""One training, alone or by several processes over gloo or NCCL, and what else a model in processes is asked; for test_sharded.
 
-    python by_processes.py RANK WORLD FOLDER NAME…
+    python by_processes.py RANK WORLD DEVICE FOLDER NAME…
 
 runs these trainings and questions, each into a folder of its name under FOLDER, which holds the models. The batch of a step
 is split among processes as one process accumulates it, so that all runs train on the same.
@@ -105,14 +105,17 @@ def full(parameter: torch.Tensor) -> torch.Tensor:
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().clone()
 
 
-def train(folder: Path, name: str, path: Path | None, rank: int = 0, world: int = 1, parts: int = 1) -> dict:
+def train(
+    folder: Path, name: str, path: Path | None, rank: int = 0, world: int = 1, parts: int = 1, device: str = "cpu"
+) -> dict:
     """Train, recording into `path` or not; weights afterwards by name, whole.
 
     Args:
-        world: processes that train together; of one, `parts` are the processes that it stands for.
+        world: processes that train together; of one alone, `parts` are the processes that it stands for.
     """
-    given = TRAININGS[name]
+    given, together = TRAININGS[name], dist.is_initialized()
     model, tokenizer = opened(folder, given.model)
+    model = model.to(device)
     torch.manual_seed(3)
     if "lora" in name:
         from peft import LoraConfig, get_peft_model
@@ -124,7 +127,7 @@ def train(folder: Path, name: str, path: Path | None, rank: int = 0, world: int 
                     parameter.normal_(std=0.1)
     model.train()
     inner = model
-    if world > 1:
+    if together:
         model = sharded(model) if given.way == "fsdp" else torch.nn.parallel.DistributedDataParallel(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
@@ -136,13 +139,14 @@ def train(folder: Path, name: str, path: Path | None, rank: int = 0, world: int 
         for step in range(given.steps):
             optimizer.zero_grad()
             chosen = [encoded[(step * SIZE + i) % len(encoded)] for i in range(SIZE)]
-            mine = [chosen[rank::world]] if world > 1 else [chosen[part::parts] for part in range(parts)]
-            batches = [collate(each[part :: given.accumulation]) for each in mine for part in range(given.accumulation)]
+            mine = [chosen[rank::world]] if together else [chosen[part::parts] for part in range(parts)]
+            parted = [each[part :: given.accumulation] for each in mine for part in range(given.accumulation)]
+            batches = [collate(each, device) for each in parted]
             for number, batch in enumerate(batches):
                 last = number == len(batches) - 1
-                if world > 1 and given.way == "fsdp":
+                if together and given.way == "fsdp":
                     inner.set_requires_gradient_sync(last)
-                with model.no_sync() if world > 1 and given.way == "ddp" and not last else nullcontext():
+                with model.no_sync() if together and given.way == "ddp" and not last else nullcontext():
                     out = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels)
                     (out.loss / len(batches)).backward()
             torch.nn.utils.clip_grad_norm_(trained, 0.5)
@@ -150,7 +154,9 @@ def train(folder: Path, name: str, path: Path | None, rank: int = 0, world: int 
     return {key.removeprefix("module."): full(p) for key, p in model.named_parameters()}
 
 
-def train_by_a_trainer(folder: Path, name: str, path: Path | None, rank: int = 0, world: int = 1, parts: int = 1) -> dict:
+def train_by_a_trainer(
+    folder: Path, name: str, path: Path | None, rank: int = 0, world: int = 1, parts: int = 1, device: str = "cpu"
+) -> dict:
     """The same by TRL's SFTTrainer, which shards through transformers, or wraps for DDP itself; in float32."""
     from datasets import Dataset
     from transformers.distributed import DistributedConfig
@@ -159,15 +165,15 @@ def train_by_a_trainer(folder: Path, name: str, path: Path | None, rank: int = 0
     from attribution.updates.callback import RecorderCallback
 
     given, how = TRAININGS[name], {}
-    if world > 1 and given.way == "fsdp":
+    if dist.is_initialized() and given.way == "fsdp":
         how = {"distributed_config": DistributedConfig(fsdp_size=world)}
     model = AutoModelForCausalLM.from_pretrained(folder / given.model, **how)
     tokenizer = AutoTokenizer.from_pretrained(folder / given.model)
     arguments = SFTConfig(
         output_dir=str(folder / name / "out"), max_steps=given.steps, per_device_train_batch_size=SIZE // 2, bf16=False,
         gradient_accumulation_steps=parts, learning_rate=1e-3, activation_checkpointing=False, report_to="none",
-        save_strategy="no", use_cpu=True, dataloader_pin_memory=False, logging_steps=1, disable_tqdm=True, max_length=None,
-        seed=3, lr_scheduler_type="constant", max_grad_norm=0.5,
+        save_strategy="no", use_cpu=device == "cpu", dataloader_pin_memory=False, logging_steps=1, disable_tqdm=True,
+        max_length=None, seed=3, lr_scheduler_type="constant", max_grad_norm=0.5,
     )  # fmt: skip
     rows = [{"input_ids": list(e.ids), "labels": e.labels} for e in encode(tokenizer, samples(24, 4))]
     callbacks = [] if path is None else [RecorderCallback(path, probes=probe_sets(), tokenizer=tokenizer, sets=SETS)]
@@ -178,11 +184,12 @@ def train_by_a_trainer(folder: Path, name: str, path: Path | None, rank: int = 0
     return {key.removeprefix("module."): full(p) for key, p in model.named_parameters()}
 
 
-def ask(folder: Path, world: int = 1) -> dict:
-    """Causes and grafts of the model, sharded where there are several processes."""
+def ask(folder: Path, device: str = "cpu") -> dict:
+    """Causes and grafts of the model, sharded among the processes where there are such."""
     model, tokenizer = opened(folder, "llama")
     tuned, _ = opened(folder, "llama-other")
-    if world > 1:
+    model, tuned = model.to(device), tuned.to(device)
+    if dist.is_initialized():
         model, tuned = sharded(model), sharded(tuned)
     given, other = samples(4, 1), samples(4, 9)
     sets = {"two": [Component("head", 0, 1), Component("neuron", 1, 3), Component("row", -1, 5)]}
@@ -287,13 +294,15 @@ def by(name: str):
     return train_by_a_trainer if "trainer" in name else train
 
 
-def run(folder: Path, names: list[str], world: int = 2) -> None:
-    """Do these in so many processes, and wait for them."""
+def run(folder: Path, names: list[str], world: int = 2, device: str = "cpu") -> None:
+    """Do these in so many processes, over gloo or, on GPUs, over NCCL, and wait for them."""
     (folder / "meeting").unlink(missing_ok=True)
-    package = str(Path(attribution.__file__).parents[1])
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
+    known = os.pathsep.join([str(Path(attribution.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": known}
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # which FSDP would take where there are such
     started = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(world), str(folder), *names], env=environment)
+        subprocess.Popen([sys.executable, __file__, str(rank), str(world), device, str(folder), *names], env=environment)
         for rank in range(world)
     ]
     try:
@@ -307,19 +316,24 @@ def run(folder: Path, names: list[str], world: int = 2) -> None:
 
 
 def main() -> None:
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, world, device, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}  # accelerate asks for them, and finds the meeting held
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
-    for name in sys.argv[4:]:
+    backend = "gloo"
+    if device == "cuda":
+        backend, device = "nccl", f"cuda:{rank}"
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
+    for name in sys.argv[5:]:
         place = folder / name
         if name in TRAININGS:
             for path in (place / "run", None):
-                ends = by(name)(folder, name, path, rank, world)
+                ends = by(name)(folder, name, path, rank, world, device=device)
                 if rank == 0:
+                    ends = {key: value.cpu() for key, value in ends.items()}
                     torch.save(ends, place / ("recorded.pt" if path else "bare.pt"))
         else:
-            found = ask(folder, world) if name == "asked" else refused(folder, rank)
+            found = ask(folder, device) if name == "asked" else refused(folder, rank)
             place.mkdir(exist_ok=True)
             (place / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -71,6 +71,26 @@ def test_sums_made_a_few_rows_at_a_time_are_those_of_the_whole(monkeypatch, inde
     assert [each.shape for each in found] == [index.uses[0].sums(pairs[index.uses[0].name][0]).shape] * 2
 
 
+@pytest.mark.parametrize("stacked", [700, 10**6])
+def test_equal_uses_visited_together_have_the_sums_of_each(monkeypatch, tiny, family, stacked):
+    index = Components(tiny(family))
+    pairs = {use.name: tuple(torch.rand(2, *use.values.shape, dtype=torch.float64)) for use in index.uses}
+    del pairs[index.uses[2].name]
+    alone, made = index.reduce(lambda use: pairs.get(use.name), torch.mul), []
+    monkeypatch.setattr(uses, "STACKED", (stacked, 0, 0))
+
+    def product(left, right):
+        made.append(left.numel())
+        return left * right
+
+    torch.testing.assert_close(index.reduce(lambda use: pairs.get(use.name), product), alone, rtol=1e-13, atol=0)
+    assert max(made) <= max(stacked, *(use.values.numel() for use in index.uses)) and len(made) < len(pairs)
+    gradients = {name: pair[0] for name, pair in pairs.items()}
+    together = index.first_order(gradients)
+    monkeypatch.undo()
+    torch.testing.assert_close(together, index.first_order(gradients), rtol=1e-13, atol=0)
+
+
 def test_squares_of_half_precision_do_not_overflow(tiny):
     index = Components(tiny("llama"))
     large = torch.tensor(1000.0, dtype=torch.float16)

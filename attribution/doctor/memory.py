@@ -16,7 +16,7 @@ from attribution.doctor.passes import Pass, Shapes
 from attribution.doctor.plan import Plan
 from attribution.doctor.structure import Structure
 from attribution.runs.stages import CAUSE_SAMPLES, WORD_NODES
-from attribution.uses import BLOCK
+from attribution.uses import BLOCK, stacked
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,10 @@ def _in_training(
     divergence = 5 * plan.response * found.rows * 4  # of a sample, from logits before and after
     behaviour = shapes.quiet(read_of(plan), plan.length, plan.response).peak + read_of(plan) * divergence
     of_probes = min(plan.probe_samples, BATCH_SIZE) * divergence if plan.probes else 0
-    compared = (3 if wide >= 4 else 6) * 4 * min(found.largest, BLOCK[device != "cpu"])  # a block of weights at a time
+    made = (3 if wide >= 4 else 6) * 4  # bytes of the arrays that are made of an element before and after, and its gradient
+    compared = max(  # weights are compared a block at a time, small ones stacked
+        made * min(found.largest, BLOCK[device != "cpu"]), (made + 3 * wide) * min(found.used, stacked(found.used, device))
+    )
     intended = 9 * 4 * found.largest if wide < 4 and not plan.lora else 0  # where a step rounds: all of a parameter at a time
     yield "recorder around a step", during + again + max(compared, intended, behaviour, of_probes)
     if plan.runs_again(found.small):

@@ -190,8 +190,9 @@ def _strengthened(run: Run, heads: pd.DataFrame, probe: str) -> str:
     up = table[table["strengthening"] > 0].nlargest(3, "strengthening")
     down = table[table["strengthening"] < 0].nsmallest(1, "strengthening")
     layers = table.groupby("layer")["strengthening"].sum()
-    rose = f"By exact ablation up to step {last_milestone(run)}, influence rose most in heads (layer.head) {_named(up)}"
-    text = f"{rose}." if len(up) else "By exact ablation, the influence of no head rose."
+    text = "By exact ablation, the influence of no head rose."
+    if len(up):
+        text = f"By exact ablation up to step {last_milestone(run)}, influence rose most in heads (layer.head) {_named(up)}."
     text += f" It fell most in {_named(down)}." if len(down) else ""
     total = signed(layers.max())
     return text + (

@@ -185,11 +185,11 @@ class EffectiveGradients(Watcher):
             return
         if not output.requires_grad:  # nothing before it trains, so that the backward pass would end after it
             output.requires_grad_()
-        kept = _Kept.apply(torch.empty((), requires_grad=True), args[0].detach()).grad_fn
+        kept = _Kept.apply(torch.empty((), requires_grad=True), args[0].detach())  # the tensor: without it its node goes
 
         def accumulate(gradient: Tensor) -> None:
             if not self._paused:
-                self._add(name, module, gradient, kept.saved_tensors[0])
+                self._add(name, module, gradient, kept.grad_fn.saved_tensors[0])
 
         # Of a pass and its recomputation only one graph is differentiated, so that only one hook fires.
         output.register_hook(accumulate)

@@ -23,7 +23,7 @@ from attribution.metrics import Metric
 from attribution.samples import Batch
 from attribution.sharding import local, settle
 from attribution.updates.sizes import Sizes
-from attribution.uses import Use
+from attribution.uses import Use, sums_of_all
 
 TOLERANCE, FLOOR = 0.01, 1e-5  # a residual within TOLERANCE |change| + FLOOR (metric units) is resolved
 PASSES = 9  # forward and backward passes that one step's shares may take on one probe set
@@ -224,15 +224,15 @@ class Path:
 
     def moved(self, gradients: Mapping[str, Tensor]) -> Moved:
         """The whole change in one visit of the weights, and `products` with these gradients."""
+        found = ((use, self.ends(use)) for use in self.components.uses)
+        visits = (
+            (use, (*ends, gradients[use.name]) if use.name in gradients else ends) for use, ends in found if ends is not None
+        )
         products, squares, changed = {}, {}, {}
-        for use in self.components.uses:
-            ends = self.ends(use)
-            if ends is None:
-                continue
-            beside = (gradients[use.name],) if use.name in gradients else ()
-            squares[use.name], *product, changed[use.name] = use.several_sums(*ends, *beside, of=_moved)
+        for name, (square, *product, change) in sums_of_all(visits, _moved, self.components.elements).items():
+            squares[name], changed[name] = square, change
             if product:
-                products[use.name] = product[0]
+                products[name] = product[0]
         grouped, total = self.components.grouped, 0.0
         if self.start:
             once = [squares[name] for name in self.start]  # not each use of a tied matrix
@@ -256,8 +256,7 @@ class Path:
             yield
         finally:
             with torch.no_grad():
-                for name, end in self._end.items():
-                    local(stored[name]).copy_(end)
+                torch._foreach_copy_([local(stored[name]) for name in self._end], [*self._end.values()])
             settle(self.components.parts.model)
 
 

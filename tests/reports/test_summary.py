@@ -4,7 +4,7 @@ import html
 import json
 
 from attribution.reports import quantities, report, summary
-from attribution.reports.summary import CAUTION, NO_TEST, words
+from attribution.reports.summary import CAUTION, NO_TEST, _strengthened, words
 from attribution.store import RunWriter, read_run
 
 
@@ -28,6 +28,18 @@ def test_words_carry_the_numbers(finished):
     change = quantities.behaviour(run).loc["conflict", "change"]
     assert named in words(run)[1] and quantities.signed(change) in words(run)[1]
     assert "83 % of steps resolved" in words(run)[1] and "log-odds went from" in words(run)[1]
+
+
+def test_words_say_where_no_head_rose_and_where_none_fell(finished):
+    run = read_run(finished)
+    heads = quantities.per_component(run, "head")
+    for sign, there, absent in (
+        (-1.0, "By exact ablation, the influence of no head rose. It fell most in", "rose most in heads"),
+        (1.0, "influence rose most in heads (layer.head)", "It fell most in"),
+    ):
+        told = _strengthened(run, heads.assign(strengthening=sign * (1 + heads["strengthening"].abs())), "conflict")
+        assert there in told and absent not in told
+        assert ("rose most together" in told) == (sign > 0)
 
 
 def test_words_name_the_largest_causes_and_their_rank_correlation(finished):

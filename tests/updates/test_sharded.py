@@ -114,19 +114,35 @@ def test_three_processes_of_which_none_holds_a_third(tmp_path, tiny):
     check_undisturbed(tmp_path, "fsdp")
 
 
+@pytest.mark.parametrize("name", ["fsdp", "ddp tied"])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_gpus_record_what_a_processor_does(tmp_path, tiny, name):
+    """Over NCCL, on as many GPUs as there are, two at most: causes and grafts, too."""
+    world = min(2, torch.cuda.device_count())
+    (tmp_path / name).mkdir()
+    run(written(tmp_path, tiny), [name, "asked"], world, "cuda")
+    check(tmp_path, name, parts=world)
+    check_undisturbed(tmp_path, name)
+    check_asked(tmp_path, world)
+
+
 def test_the_record_says_who_trained(folder):
     assert [read_run(folder / name / "run").meta.get("sharded") for name in QUICK] == [True, True, False]
     assert all(read_run(folder / name / "run").meta["processes"] == 2 for name in QUICK)
     assert "processes" not in read_run(folder / "fsdp" / "alone").meta
 
 
-def test_causes_and_grafts_of_a_sharded_model_are_those_of_a_whole_one(folder):
+def check_asked(folder, world):
     expected = ask(folder)
-    for rank in range(2):
+    for rank in range(world):
         found = json.loads((folder / "asked" / f"{rank}.json").read_text())
         for name, values in expected.items():
             scale = np.abs(values).max()
             assert scale > 1e-3 and np.abs(np.subtract(found[name], values)).max() <= 1e-5 * scale, name
+
+
+def test_causes_and_grafts_of_a_sharded_model_are_those_of_a_whole_one(folder):
+    check_asked(folder, 2)
 
 
 def test_what_is_not_recorded_is_refused_in_every_process(folder):
