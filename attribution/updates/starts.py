@@ -16,6 +16,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -95,6 +96,11 @@ def _digest(model: nn.Module) -> bytes:
     found = blake2b(digest_size=16)
     config: Any = model.config
     found.update(f"{model!r} {config._attn_implementation} {config.to_json_string(use_diff=False)}".encode())
+    for name, module in model.named_modules():  # what `repr` may not show: the number that scores are multiplied by, say
+        own = {key: value for key, value in vars(module).items() if key != "training"}
+        plain = {key: value for key, value in own.items() if isinstance(value, int | float | str | tuple)}
+        functions = {key: value.__qualname__ for key, value in own.items() if isinstance(value, FunctionType)}
+        found.update(f"{name} {plain} {functions}".encode())
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())
         found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())

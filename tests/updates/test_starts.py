@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import relu
 
 from attribution.components import Components
 from attribution.models import load
@@ -58,7 +59,18 @@ def of_another_module(model):
     model.model.layers[0].mlp.act_fn = torch.nn.GELU()
 
 
-@pytest.mark.parametrize("change", [nudged, with_other_norms, in_half_precision, of_another_module])
+def of_another_number(model):
+    model.model.layers[1].self_attn.scaling *= 2
+
+
+def of_another_function(model):
+    model.model.layers[0].mlp.gate = relu
+
+
+@pytest.mark.parametrize(
+    "change",
+    [nudged, with_other_norms, in_half_precision, of_another_module, of_another_number, of_another_function],
+)
 def test_another_model_is_another_start(tiny, made, change):
     _, make = made
     with shared():
