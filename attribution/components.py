@@ -158,7 +158,7 @@ class Components:
             Float64 [groups], on the CPU.
         """
         made = of or (lambda value: value)
-        found = ((use, value(use)) for use in self.uses if use.output or not output_only)
+        found = ((use, value(use)) for use in self.by_shape if use.output or not output_only)
         visits = ((use, given if isinstance(given, tuple) else (given,)) for use, given in found if given is not None)
         sums = sums_of_all(visits, lambda *blocks: [made(*blocks)], self.elements)
         return self.grouped({name: each for name, (each,) in sums.items()})
@@ -173,6 +173,11 @@ class Components:
             together = torch.cat([sums[use.name].to(device) for use in self.uses if use.name in sums])
             total.index_add_(0, torch.cat(owners), together.cpu().double())
         return self.together.sum(total)
+
+    @cached_property
+    def by_shape(self) -> list[Use]:
+        """The uses, those of one shape and the same axes one after the other: in every process alike."""
+        return sorted(self.uses, key=lambda use: (use.axes, use.parameter.shape))
 
     @cached_property
     def elements(self) -> int:
@@ -201,7 +206,7 @@ class Components:
         """
 
         rows, units = [], []
-        for use in self.uses:
+        for use in self.by_shape:
             if use.output and use.name in gradients:
                 (rows if use.module is self.parts.unembedding else units).append(use)
         visits = ((use, (use.values, gradients[use.name])) for use in units)
@@ -259,7 +264,9 @@ class Components:
         """
         embedding = self.parts.embedding
         use = next(use for use in self.uses if use.module is embedding and use.attribute == "weight")
-        found, start = torch.zeros_like(use.values) if into is None else into, use.rows.start if use.rows else 0
+        wide = torch.promote_types(use.values.dtype, torch.float32)  # half precision would round at every token
+        found = torch.zeros_like(use.values, dtype=wide) if into is None else into
+        start = use.rows.start if use.rows else 0
         kept = (tokens >= start) & (tokens < start + len(found))
         if embedding.padding_idx is not None:
             kept &= tokens != embedding.padding_idx

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -89,7 +89,10 @@ class Processes:
         """Raise, in all processes, what one of them could not do, so that none waits for it."""
         told: list[Any] = [None] * self.size
         if self.several:
-            dist.all_gather_object(told, None if error is None else (type(error), str(error)), group=self.group)
+            own = None if error is None else (type(error), str(error))
+            on_gpu = torch.device(self.device).type == "cuda"  # through which objects travel over NCCL
+            with torch.cuda.device(self.device) if on_gpu else nullcontext():
+                dist.all_gather_object(told, own, group=self.group)
         if error is not None:
             raise error
         for kind, sentence in filter(None, told):

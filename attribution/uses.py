@@ -58,15 +58,13 @@ class Use:
             return each
         return each.view([self.sharded.shape[axis] for axis in self.axes])[self.rows].reshape(-1)
 
-    def sums(self, *arrays: Tensor, of: Callable[..., Tensor] | None = None) -> Tensor:
+    def sums(self, *arrays: Tensor, of: Callable[..., Tensor]) -> Tensor:
         """Sum of an array shaped like `values` over every axis but `axes`: one number per owner entry that lies here.
 
         Args:
-            arrays: the array; with `of`, those that it is made from.
+            arrays: what it is made from.
             of: makes it, element by element.
         """
-        if of is None:
-            return _summed(arrays[0], self.axes).reshape(-1)
         return self.several_sums(*arrays, of=lambda *blocks: [of(*blocks)])[0]
 
     def several_sums(self, *arrays: Tensor, of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
@@ -86,7 +84,7 @@ class Use:
 def stacked(whole: int, device: torch.device | str) -> int:
     """How many elements of small uses are visited together, of so many in all: to begin takes longer than such a visit.
 
-    On a GPU, where it takes longest, an eighth of all, so that what is made on the way is less than a copy of the model.
+    On a GPU, where it takes longest, an eighth of all: what is made on the way is then less than a model in float32.
     """
     on_cpu, least, most = STACKED
     return on_cpu if torch.device(device).type == "cpu" else min(most, max(least, whole // 8))
@@ -95,35 +93,42 @@ def stacked(whole: int, device: torch.device | str) -> int:
 def sums_of_all(
     visits: Iterable[tuple[Use, Sequence[Tensor]]], of: Callable[..., Sequence[Tensor]], whole: int
 ) -> dict[str, list[Tensor]]:
-    """`Use.several_sums` of many uses, by name; where arrays are of the same shapes and small, of several at a time.
+    """`Use.several_sums` of many uses, by name; small ones that follow one another in one shape are visited together.
 
     Args:
-        visits: uses, and the arrays of each.
+        visits: uses, and the arrays of each, which may be made on the way.
         of: see `Use.several_sums`.
         whole: elements of all parameters.
     """
     found: dict[str, list[Tensor]] = {}
-    waiting: dict[Any, list[tuple[Use, Sequence[Tensor]]]] = {}
+    alike: list[tuple[Use, Sequence[Tensor]]] = []
 
-    def visit(alike: list[tuple[Use, Sequence[Tensor]]]) -> None:
+    def visit() -> None:
+        arrays, axes = [each for _, each in alike], alike[0][0].axes
         if len(alike) == 1:
-            use, arrays = alike[0]
-            found[use.name] = use.several_sums(*arrays, of=of)
-            return
-        together = [torch.stack(each) for each in zip(*(arrays for _, arrays in alike), strict=True)]
-        axes = (0, *(axis + 1 for axis in alike[0][0].axes))
-        sums = [each.view(len(alike), -1).unbind() for each in _several_sums(together, axes, of)]
+            sums = [[each] for each in _several_sums(arrays[0], axes, of)]
+        else:
+            together = [torch.stack(each) for each in zip(*arrays, strict=True)]
+            flat = _several_sums(together, (0, *(axis + 1 for axis in axes)), of)
+            sums = [each.view(len(alike), -1).unbind() for each in flat]
         found.update({use.name: [*own] for (use, _), *own in zip(alike, *sums, strict=True)})
+        alike.clear()
 
     for use, arrays in visits:
-        key = use.axes, *((array.shape, array.dtype, array.device) for array in arrays)
-        alike = waiting.setdefault(key, [])
+        if alike and (_kind(use, arrays) != _kind(*alike[0]) or _too_many(len(alike) + 1, arrays[0], whole)):
+            visit()
         alike.append((use, arrays))
-        if (len(alike) + 1) * arrays[0].numel() > stacked(whole, arrays[0].device):
-            visit(waiting.pop(key))
-    for alike in waiting.values():
-        visit(alike)
+    if alike:
+        visit()
     return found
+
+
+def _kind(use: Use, arrays: Sequence[Tensor]) -> tuple[Any, ...]:
+    return use.axes, *((array.shape, array.dtype, array.device) for array in arrays)
+
+
+def _too_many(count: int, array: Tensor, whole: int) -> bool:
+    return count * array.numel() > stacked(whole, array.device)
 
 
 def _several_sums(arrays: Sequence[Tensor], axes: Sequence[int], of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:

@@ -110,16 +110,16 @@ FOR_A_GPU = ("1.1 B",)  # 25 GB
 def main(
     model: tuple[str, ...] = tuple(name for name in SUBJECTS if name not in FOR_A_GPU),
     device: str = "cpu",
-    out: Path = Path("results/memory.md"),
+    out: Path | None = None,
 ) -> None:
     """Measure what runs take, and write it as Markdown beside what the doctor says.
 
     Args:
         model: names of sizes.
         device: where the models live, cpu or cuda.
-        out: file to write.
+        out: file to write; `results/memory.md` if left out, and of another device `results/memory-cuda.md`.
     """
-    found = {}
+    found, out = {}, out or Path("results") / ("memory.md" if device == "cpu" else f"memory-{device}.md")
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in model:
         found[name] = both(name, device)
@@ -328,7 +328,7 @@ def doctored(subject: Subject, model: str, device: str = "cpu") -> dict[str, Any
     ablated = disk(components, plan, found.small, 1.0).ablated
     return {
         "peaks": footprint(found, plan, shapes, device).peaks,
-        "seconds": seconds(found, plan, shapes, here, ablated),
+        "seconds": seconds(found, plan, shapes, here, ablated, device),
         "refining": refining(found, plan, shapes, here),
     }
 

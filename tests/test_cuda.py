@@ -4,6 +4,7 @@ In float32, to a share of the largest number of a column: the two add in another
 change places, what is compared is a number and no order.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.optim import AdamW
 
 import attribution as at
 from attribution.architectures import ARCHITECTURES
+from attribution.cli import main
 from attribution.errors import RecordError
 from attribution.models import load
 from attribution.runs import RunConfig, run
@@ -32,7 +34,7 @@ PLACES = (("there", DEVICE), ("here", "cpu"))
 CLOSE, FLOOR = 1e-4, 5e-6  # of the largest number of a column; of the metric in nats, which is rounded itself
 FRAMES = ("steps", "probes", "parts", "influence")
 OF_A_MACHINE = ("seconds", "recorder_seconds")
-COUNTED = "changed"  # a fraction of weights: rounding decides of many at once
+DECIDED = ("changed", "resolved", "passes")  # by rounding: of many weights at once, or whether shares are refined
 WORDS = word_tokenizer([f"w{i}" for i in range(19)])
 SAMPLES = [
     Sample(prompt="w1 w2 w3", response=" w4 w5", contrast=(" w4 w6", " w7 w5")),
@@ -72,7 +74,7 @@ def numbers(found) -> list[np.ndarray]:
     """Every column of numbers of a frame, or a tensor."""
     if not isinstance(found, pd.DataFrame):
         return [np.asarray(torch.as_tensor(found).detach().double().cpu())]
-    columns = [c for c in found.columns if found[c].dtype.kind in "fiub" and c not in (*OF_A_MACHINE, COUNTED)]
+    columns = [c for c in found.columns if found[c].dtype.kind in "fiub" and c not in (*OF_A_MACHINE, *DECIDED)]
     return [found[c].to_numpy(dtype=float, na_value=np.nan) for c in columns]
 
 
@@ -230,6 +232,8 @@ def test_a_run_in_mixed_precision(tmp_path, format):
     assert len(found) == 3
     for column in ("loss", "grad_norm", "update_norm"):
         assert np.allclose(found[column], expected[column], rtol=0.05), column
+    sizes = [read_run(tmp_path / where).parts.query("probe == 'batch'")["activation_before"] for where in ("half", "whole")]
+    check_close(sizes[0].to_frame(), sizes[1].to_frame(), bound=0.05)
     assert not (found["loss"] == expected["loss"]).any()
 
 
@@ -311,10 +315,13 @@ def test_weights_on_two_devices(tiny):
     check_close(at.ablate(model, WORDS, SAMPLES, SETS), at.ablate(tiny("llama"), WORDS, SAMPLES, SETS))
 
 
-def test_the_doctor_measures_the_device(tmp_path, capsys):
-    from attribution.cli import main
-
-    assert main(["doctor", "planted/unrouted", "--device", DEVICE]) == 0
-    told = capsys.readouterr().out
-    assert "TFLOP" in told or "seconds" in told or " s" in told
-    Path(tmp_path / "doctor.md").write_text(told)
+def test_the_doctor_measures_the_device(capsys):
+    """Of a model that is loaded, passes are timed where it lives."""
+    told = []
+    for device in (DEVICE, "cpu"):
+        assert main(["doctor", "planted/unrouted", "--device", device, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    there, here = (each["machine"] for each in told)
+    assert there["timed"].keys() == here["timed"].keys()
+    assert all(np.isfinite(each) and each > 0 for each in (*there["timed"].values(), there["flops"], there["visited"]))
+    assert DEVICE == "cpu" or there["flops"] > 10 * here["flops"]

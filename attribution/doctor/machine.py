@@ -140,8 +140,8 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     for turn in range(1 + _REPEATS):
         begun = time.perf_counter()
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
         if turn:
             found.append(time.perf_counter() - begun)
         if sum(found) > _LONG:

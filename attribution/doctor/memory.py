@@ -79,10 +79,11 @@ def _in_training(
     step = trained_pass(plan, shapes, device)
     accumulating = plan.accumulation > 1
     before = whole - (0 if accumulating else gradients)
-    yield "forward and backward", before + max(step.early, step.late + effective) + tied
+    scattered = found.rows * found.width * (max(wide, 4) - wide) * found.tied  # a tied embedding's gradient, in float32
+    yield "forward and backward", before + max(step.early, step.late + effective) + tied + scattered
     fused = gradients if device != "cpu" else 2 * largest  # optimizers on a GPU step through all parameters together
-    yield "step of the optimizer", whole + 2 * effective + 3 * tied + fused
-    during = whole + 2 * effective + 3 * tied  # a tied matrix: the gradient of either use, and what the embedding's is made of
+    during = whole + 2 * effective + 3 * tied + scattered  # a tied matrix: either use's gradient, what the embedding's is of
+    yield "step of the optimizer", during + fused
     again = moving if plan.probes and plan.share_passes > 2 else 0  # weights after the step, once its shares were refined
     divergence = 5 * plan.response * found.rows * 4  # of a sample, from logits before and after
     behaviour = shapes.quiet(read_of(plan), plan.length, plan.response).peak + read_of(plan) * divergence
@@ -91,7 +92,8 @@ def _in_training(
     compared = max(  # weights are compared a block at a time, small ones stacked
         made * min(found.largest, BLOCK[device != "cpu"]), (made + 3 * wide) * min(found.used, stacked(found.used, device))
     )
-    intended = 9 * 4 * found.largest if wide < 4 and not plan.lora else 0  # where a step rounds: all of a parameter at a time
+    planned = 9 * found.largest + min(found.used, stacked(found.used, device))  # a parameter at a time, beside small ones
+    intended = 4 * planned if wide < 4 and not plan.lora else 0  # where a step rounds
     yield "recorder around a step", during + again + max(compared, intended, behaviour, of_probes)
     if plan.runs_again(found.small):
         yield "training batch run again", during + tied + shapes.again(plan.batch_size, plan.length, plan.response).peak

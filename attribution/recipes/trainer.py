@@ -121,6 +121,7 @@ class TrainerRecipe(Recipe):
         Raises:
             ConfigError: settings that the trainer refuses.
         """
+        import torch
         from transformers import PrinterCallback
 
         if self.disable_dropout:
@@ -129,10 +130,14 @@ class TrainerRecipe(Recipe):
             from attribution.recipes.phases import Phases, phased
 
             trainer = phased(trainer, Phases(self.intervention, setting))
+        if setting.model.device.type == "cuda":
+            torch.cuda.set_device(setting.model.device)  # trainers take the current one
         try:
+            args = config(**{**self._shared(setting), **arguments, **self.trainer})
+            args._n_gpu = min(args.n_gpu, 1)  # of several GPUs the model is on one: no replicas
             made = trainer(
                 model=setting.model,
-                args=config(**{**self._shared(setting), **arguments, **self.trainer}),
+                args=args,
                 processing_class=setting.tokenizer,
                 callbacks=setting.callbacks,
                 peft_config=self.lora.build(),

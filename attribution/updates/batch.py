@@ -258,7 +258,7 @@ class BatchWatch(Watcher):
         sharded = self.components.together.several
         uses = [use for use in self.components.uses if use.output]
         total, causes = 0.0, torch.zeros(len(self.components), dtype=torch.float64)
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        devices = [self._called_on] if self._called_on.type == "cuda" else []
         with ExitStack() as stack:
             for block in (
                 self.paused(),
@@ -271,7 +271,7 @@ class BatchWatch(Watcher):
             ):
                 stack.enter_context(block)
             for each in watched.passes:
-                _set_random(each.random)
+                _set_random(each.random, self._called_on)
                 with torch.autocast(*each.autocast) if each.autocast else nullcontext():
                     log_prob = self._log_prob(each.inputs)
                 if sharded:  # the mean over processes, where the sum is wanted
@@ -375,8 +375,8 @@ class BatchWatch(Watcher):
             self.discarded()
         names = list(inspect.signature(type(self.components.parts.model).forward).parameters)[1:]
         random = [torch.get_rng_state()]
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            random.append(torch.cuda.get_rng_state())
+        if self._called_on.type == "cuda":
+            random.append(torch.cuda.get_rng_state(self._called_on))
         device = self._called_on.type
         autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
         current = _Pass({**dict(zip(names, args, strict=False)), **kwargs}, random, autocast)
@@ -434,7 +434,7 @@ class BatchWatch(Watcher):
         output.register_hook(scatter)
 
 
-def _set_random(state: list[Tensor]) -> None:
+def _set_random(state: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if len(state) > 1:
-        torch.cuda.set_rng_state(state[1])
+        torch.cuda.set_rng_state(state[1], device)

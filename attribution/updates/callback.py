@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attribution.errors import RecordError
 from attribution.updates.recorder import STATE, Recorder
+from attribution.updates.seam import REPLICAS
 
 
 class RecorderCallback(TrainerCallback):
@@ -53,6 +54,8 @@ class RecorderCallback(TrainerCallback):
         self._before = 0  # steps the trainer had made before this record began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.n_gpu > 1:  # the trainer makes replicas of the model that is handed over here
+            raise RecordError(REPLICAS)
         if self.recorder.tokenizer is None:
             self.recorder.tokenizer = kwargs.get("processing_class")
         self.recorder.begin(kwargs["model"], kwargs["optimizer"])

@@ -445,5 +445,6 @@ class Recorder:
         if into is None:
             moving = frozenset() if self._twin is None else self._twin.moving
             return {name: local(p).clone() for name, p in stored.items() if p in self._held or name in moving}
-        torch._foreach_copy_([*into.values()], [local(stored[name]) for name in into])
+        if into:
+            torch._foreach_copy_([*into.values()], [local(stored[name]) for name in into])
         return into

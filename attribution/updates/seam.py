@@ -18,6 +18,7 @@ from attribution.sharding import check_trainable
 if TYPE_CHECKING:
     from attribution.updates.adapters import Effective
 
+REPLICAS = "DataParallel runs replicas that cannot be recorded; use one device (CUDA_VISIBLE_DEVICES=0)"
 # Optimizers whose `step` is empty because they update inside the backward pass.
 _INSIDE_BACKWARD = ("lomo", "adalomo", "layerwisedummyoptimizer")
 
@@ -42,7 +43,7 @@ def recordable(model: nn.Module, optimizer: Any) -> torch.optim.Optimizer:
             "not DeepSpeed"
         )
     if isinstance(model, nn.DataParallel):
-        raise RecordError("DataParallel runs replicas that cannot be recorded; use one device (CUDA_VISIBLE_DEVICES=0)")
+        raise RecordError(REPLICAS)
     check_trainable(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in model.parameters()}

@@ -224,7 +224,7 @@ class Path:
 
     def moved(self, gradients: Mapping[str, Tensor]) -> Moved:
         """The whole change in one visit of the weights, and `products` with these gradients."""
-        found = ((use, self.ends(use)) for use in self.components.uses)
+        found = ((use, self.ends(use)) for use in self.components.by_shape)
         visits = (
             (use, (*ends, gradients[use.name]) if use.name in gradients else ends) for use, ends in found if ends is not None
         )
@@ -256,7 +256,8 @@ class Path:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_([local(stored[name]) for name in self._end], [*self._end.values()])
+                if self._end:
+                    torch._foreach_copy_([local(stored[name]) for name in self._end], [*self._end.values()])
             settle(self.components.parts.model)
 
 

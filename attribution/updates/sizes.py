@@ -97,7 +97,8 @@ class Sizes:
         tokens = torch.tensor([self._tokens[key] if key in sums else 0 for key, _, _ in blocks]).repeat_interleave(counts)
         total = torch.zeros(len(tokens), dtype=torch.float64)
         if sums:
-            found = torch.cat([sums[key] for key, _, _ in blocks if key in sums])
+            device = next(iter(sums.values())).device
+            found = torch.cat([sums[key].to(device) for key, _, _ in blocks if key in sums])
             owners = torch.arange(len(total)).repeat_interleave(features)
             total.index_add_(0, owners, found.cpu().double())  # a device is waited for once, not for each block
         return (total / tokens).sqrt()  # of nothing 0 / 0
@@ -114,11 +115,10 @@ def squares(value: Tensor, real: Tensor | None) -> Tensor:
     wide = torch.promote_types(value.dtype, torch.float32)
     counted = value.new_ones(len(value), dtype=wide) if real is None else real.to(wide)
     tokens = max(1, BLOCK[value.device.type != "cpu"] // value.shape[-1])
-    total = None
+    total = value.new_zeros(value.shape[-1], dtype=wide)
     for block, those in zip(value.split(tokens), counted.split(tokens), strict=True):
-        squared = block.to(wide).square().t()  # a norm over dim 0 takes 15 times as long
-        total = squared.mv(those) if total is None else total.addmv_(squared, those)
-    assert total is not None  # of no tokens there is one block, too
+        # a norm over dim 0 takes 15 times as long; a product that is not in place runs in half precision under autocast
+        total.addmv_(block.to(wide).square().t(), those)
     return total
 
 

@@ -222,3 +222,13 @@ def test_what_ran_under_autocast_is_repeated_under_it_and_said(tmp_path, fresh, 
     before, after = run.steps["batch_before"].iloc[0], run.steps["batch_after"].iloc[0]
     assert before == pytest.approx(after, rel=1e-5) and abs(before - wide) > 1e-4 * abs(wide)
     assert any("autocast in torch.bfloat16" in line for line in run.meta["not_measured"])
+
+
+def test_replicas_of_a_trainer_are_refused(tmp_path, fresh, training):
+    """The trainer hands over the model that it then wraps."""
+    watching = RecorderCallback(tmp_path / "run", tokenizer=fresh[1])
+    made = trainer(*fresh, training, tmp_path / "out", [watching])
+    made.args._n_gpu = 2
+    with pytest.raises(RecordError, match="DataParallel runs replicas"):
+        watching.on_train_begin(made.args, made.state, made.control, model=fresh[0], optimizer=made.create_optimizer())
+    assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from attribution.samples import ProbeSet, Sample, batches, collate, encode
 from attribution.store import BATCH, BESIDE, TRAINING, read_run
 from attribution.updates import update_shares
 from attribution.updates.recorder import Recorder, recordable
+from attribution.updates.share import Path
 from attribution.worlds import planted as grammar
 from attribution.worlds.build import word_tokenizer
 
@@ -530,3 +531,32 @@ def test_readings_that_cannot_be_made_are_refused(tmp_path, fresh, probes, besid
     ):
         pass
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_of_nothing_that_is_indexed_is_recorded(tmp_path, fresh, training):
+    """A head of one's own beside the model, which alone trains."""
+
+    class WithHead(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.module, self.head = model, torch.nn.Linear(model.config.vocab_size, 1)
+            self.config = model.config
+
+        def forward(self, **given):
+            out = self.module(**given)
+            return self.head(out.logits).square().mean()
+
+    model, tokenizer = fresh
+    model.requires_grad_(False)
+    whole, batch = WithHead(model), collate(encode(tokenizer, training[:4]))
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run", tokenizer=tokenizer, milestones="ends", singles="heads").attach(whole, optimizer):
+        for _ in range(2):
+            optimizer.zero_grad()
+            whole(input_ids=batch.ids).backward()
+            optimizer.step()
+    found = read_run(tmp_path / "run").steps
+    assert len(found) == 2 and (found["update_norm"] == 0).all()
+    path = Path(Components(model), {})
+    with path.at(0.5):
+        assert not path.start

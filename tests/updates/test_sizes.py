@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attribution.components import Components
 from attribution.metrics import log_odds
@@ -118,3 +119,21 @@ def test_of_training_passes(tiny, checkpointing):
     torch.testing.assert_close(sizes.gradient[:units].float(), gradient, rtol=1e-4, atol=1e-6)
     assert sizes.activation[units:].isnan().all()
     assert watch.take().activation.isnan().all() and not any(module._forward_pre_hooks for module in components.parts.mlp_out)
+
+
+def test_squares_are_summed_by_no_product_that_autocast_rounds():
+    """They are taken in training passes, under the trainer's autocast: that of a GPU rounds `mv`, that of a CPU does not."""
+    ran = set()
+
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            ran.add(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    value = torch.full((3, 400, 6), 20.0)
+    with Ops():
+        found = sizes.squares(value, torch.ones(1200))
+    assert torch.equal(found, torch.full((6,), 1200 * 400.0))
+    assert "aten::addmv_" in ran and not torch._C._dispatch_has_kernel_for_dispatch_key("aten::addmv_", "AutocastCUDA")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::mv", "AutocastCUDA")
+    assert not ran & {f"aten::{name}" for name in ("mv", "mm", "bmm", "addmv", "addmm", "matmul", "einsum")}
