@@ -117,6 +117,12 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local()  # type: ignore[attr-defined]
 
 
+def copy_all(values: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+    """Copy tensors into as many others, on a GPU by few kernels for all."""
+    if into:
+        torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateImportUsage]
+
+
 def shards(parameters: Sequence[nn.Parameter]) -> Processes:
     """The processes over which these parameters are cut along their first dimension; `ALONE` where they are whole.
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from attribution.components import KINDS, Component, Components
 from attribution.errors import ConfigError, RecordError, RunError
 from attribution.samples import Completion, ProbeSet
-from attribution.sharding import local, processes, same_everywhere
+from attribution.sharding import copy_all, local, processes, same_everywhere
 from attribution.store import BATCH, RunWriter, read_json, write_atomic, write_json
 from attribution.updates.batch import BatchWatch
 from attribution.updates.batch_step import BatchStep, Before
@@ -445,6 +445,5 @@ class Recorder:
         if into is None:
             moving = frozenset() if self._twin is None else self._twin.moving
             return {name: local(p).clone() for name, p in stored.items() if p in self._held or name in moving}
-        if into:
-            torch._foreach_copy_([*into.values()], [local(stored[name]) for name in into])
+        copy_all([local(stored[name]) for name in into], [*into.values()])
         return into

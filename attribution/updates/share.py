@@ -21,7 +21,7 @@ from attribution.capture import evaluating, logits_alone, scored_logits, sites, 
 from attribution.components import Components
 from attribution.metrics import Metric
 from attribution.samples import Batch
-from attribution.sharding import local, settle
+from attribution.sharding import copy_all, local, settle
 from attribution.updates.sizes import Sizes
 from attribution.uses import Use, sums_of_all
 
@@ -256,8 +256,7 @@ class Path:
             yield
         finally:
             with torch.no_grad():
-                if self._end:
-                    torch._foreach_copy_([local(stored[name]) for name in self._end], [*self._end.values()])
+                copy_all([*self._end.values()], [local(stored[name]) for name in self._end])
             settle(self.components.parts.model)
 
 
