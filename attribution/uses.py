@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,21 +113,17 @@ def sums_of_all(
         found.update({use.name: [*own] for (use, _), *own in zip(alike, *sums, strict=True)})
         alike.clear()
 
+    kind, room = None, 0
     for use, arrays in visits:
-        if alike and (_kind(use, arrays) != _kind(*alike[0]) or _too_many(len(alike) + 1, arrays[0], whole)):
+        before, kind = kind, (use.axes, *((array.shape, array.dtype, array.device) for array in arrays))
+        if alike and (kind != before or len(alike) >= room):
             visit()
+        if not alike:
+            room = stacked(whole, arrays[0].device) // max(1, arrays[0].numel())
         alike.append((use, arrays))
     if alike:
         visit()
     return found
-
-
-def _kind(use: Use, arrays: Sequence[Tensor]) -> tuple[Any, ...]:
-    return use.axes, *((array.shape, array.dtype, array.device) for array in arrays)
-
-
-def _too_many(count: int, array: Tensor, whole: int) -> bool:
-    return count * array.numel() > stacked(whole, array.device)
 
 
 def _several_sums(arrays: Sequence[Tensor], axes: Sequence[int], of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:

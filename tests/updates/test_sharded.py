@@ -117,13 +117,16 @@ def test_three_processes_of_which_none_holds_a_third(tmp_path, tiny):
 @pytest.mark.parametrize("name", ["fsdp", "ddp tied"])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_gpus_record_what_a_processor_does(tmp_path, tiny, name):
-    """Over NCCL, on as many GPUs as there are, two at most: causes and grafts, too."""
+    """Over NCCL, on as many GPUs as there are, two at most: causes and grafts, too.
+
+    To 1e-4: transformers rounds norms and rotations to float32, and the two do not round alike.
+    """
     world = min(2, torch.cuda.device_count())
     (tmp_path / name).mkdir()
     run(written(tmp_path, tiny), [name, "asked"], world, "cuda")
-    check(tmp_path, name, parts=world)
+    check(tmp_path, name, parts=world, bound=1e-4)
     check_undisturbed(tmp_path, name)
-    check_asked(tmp_path, world)
+    check_asked(tmp_path, world, bound=1e-4)
 
 
 def test_the_record_says_who_trained(folder):
@@ -132,13 +135,13 @@ def test_the_record_says_who_trained(folder):
     assert "processes" not in read_run(folder / "fsdp" / "alone").meta
 
 
-def check_asked(folder, world):
+def check_asked(folder, world, bound=1e-5):
     expected = ask(folder)
     for rank in range(world):
         found = json.loads((folder / "asked" / f"{rank}.json").read_text())
         for name, values in expected.items():
             scale = np.abs(values).max()
-            assert scale > 1e-3 and np.abs(np.subtract(found[name], values)).max() <= 1e-5 * scale, name
+            assert scale > 1e-3 and np.abs(np.subtract(found[name], values)).max() <= bound * scale, name
 
 
 def test_causes_and_grafts_of_a_sharded_model_are_those_of_a_whole_one(folder):
