@@ -16,6 +16,8 @@ callback, where it is installed. Of models above 5 M parameters 64 random compon
 Exact ablation runs the layers above a component alone, many components in a pass: where one forward pass keeps the machine busy
 by itself, as on a CPU those of 25 M parameters and more do, it saves the layers below, 2 L / (L - 1) times for L layers, the
 last layer's positions that are not scored, and what larger products gain.
+On a GPU (`--device cuda`) a step of so few tokens takes the time in which one core of the host starts its kernels, and not that
+in which they run: there a ratio says how many more of them the recorder starts.
 Memory is the bytes of tensors alive, counted one by one, beyond those of the same steps without a recorder; with few tokens no
 activations hide the peak. Rows that wait to be written are not in it. The column `peak` holds the tensors that one call makes.
 """
