@@ -128,8 +128,10 @@ def test_a_large_model_is_counted_by_closed_forms_and_never_allocated(tmp_path, 
     }  # fmt: skip
     whole = sum(counted.held.values())
     assert counted.peaks["step of the optimizer"] == whole + weights
-    assert counted.peak == counted.peaks["refining of its shares"]
-    activations = counted.peak - whole - weights  # beside the weights at the other end; gradients are not kept
+    refining, step = counted.peaks["refining of its shares"], counted.peaks["recorder around a step"]
+    assert counted.peak == max(refining, step)  # a step that rounds is planned a parameter at a time, in nine of float32
+    assert 0 <= step - whole - weights - 9 * 4 * found.largest <= 4 * 2**24
+    activations = refining - whole - weights  # beside the weights at the other end; gradients are not kept
     sites = 2 * 16 * 128 * LARGE[name]["num_hidden_layers"] * (LARGE[name]["intermediate_size"] + LARGE[name]["hidden_size"])
     assert sites < activations < 20 * sites
     assert peak_resident() - before < weights / 4

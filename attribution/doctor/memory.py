@@ -89,9 +89,8 @@ def _in_training(
     behaviour = shapes.quiet(read_of(plan), plan.length, plan.response).peak + read_of(plan) * divergence
     of_probes = min(plan.probe_samples, BATCH_SIZE) * divergence if plan.probes else 0
     made = (3 if wide >= 4 else 6) * 4  # bytes of the arrays that are made of an element before and after, and its gradient
-    compared = max(  # weights are compared a block at a time, small ones stacked
-        made * min(found.largest, BLOCK[device != "cpu"]), (made + 3 * wide) * min(found.used, stacked(found.used, device))
-    )
+    block = made * min(found.largest, BLOCK[device != "cpu"])  # at a time
+    compared = max(block, (made + 3 * wide) * min(found.used, stacked(found.used, device)))  # small ones stacked
     planned = 9 * found.largest + min(found.used, stacked(found.used, device))  # a parameter at a time, beside small ones
     intended = 4 * planned if wide < 4 and not plan.lora else 0  # where a step rounds
     yield "recorder around a step", during + again + max(compared, intended, behaviour, of_probes)
@@ -107,7 +106,7 @@ def _in_training(
         reading = shapes.probe(samples, plan.length, plan.response).peak + tied + several
         yield "reading of a probe set", during - used + reading + (again if plan.probes > 1 else 0)
         if plan.share_passes > 2:
-            refined = shapes.refined(samples, plan.length, plan.response).peak + compared
+            refined = shapes.refined(samples, plan.length, plan.response).peak + block
             yield "refining of its shares", during + moving + refined + tied
     between = during if plan.ablated_at > 2 else whole - gradients  # the ends are outside steps
     yield "exact ablation", between + replayed(found, plan, samples, device)
