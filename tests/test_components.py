@@ -98,6 +98,12 @@ def test_squares_of_half_precision_do_not_overflow(tiny):
     torch.testing.assert_close(found, 1e6 * index.sizes, rtol=1e-6, atol=0)
 
 
+def test_the_gradient_of_an_embedding_is_summed_in_float32(tiny):
+    index, many = Components(tiny("llama", dtype=torch.bfloat16)), 1000  # in bfloat16 ones add up to 256
+    found = index.embedding_gradient(torch.full((many,), 5), torch.ones(many, 16, dtype=torch.bfloat16))
+    assert found.dtype == torch.float32 and (found[5] == many).all() and found.sum() == many * 16
+
+
 def test_every_single_element_has_one_owner(tiny, family):
     index = Components(tiny(family))
     for use in index.uses:

@@ -6,6 +6,7 @@ change places, what is compared is a number and no order.
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -138,21 +139,22 @@ def test_mechanisms_are_found():
 
 
 def recorded(path, device, dtype="float32", steps=4, **changes):
-    """A loop of one's own; the whole record of it, and the weights at the end."""
+    """A loop of one's own; the whole record of it, and the weights at the end. No path: not recorded."""
     model, tokenizer = load("planted/unrouted", device=device, dtype=dtype)
     encoded = encode(tokenizer, prompts(24, 41, problems=grammar.TRAINING))
     optimizer = AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     settings = {"milestones": "ends", "sets": {"mine": [("head", 1, 0)]}, "reference": "mean", "beside": BESIDE,
                 "everything": True, "batch_after": True} | changes  # fmt: skip
     model.train()
-    with Recorder(path, probes=probe_sets(), tokenizer=tokenizer, **settings).attach(model, optimizer):
+    recorder = None if path is None else Recorder(path, probes=probe_sets(), tokenizer=tokenizer, **settings)
+    with nullcontext() if recorder is None else recorder.attach(model, optimizer):
         for step in range(steps):
             batch = collate([encoded[(8 * step + i) % 24] for i in range(8)], device)
             optimizer.zero_grad()
             model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
-    return read_run(path), {name: p.detach().clone() for name, p in model.named_parameters()}
+    return None if path is None else read_run(path), {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def test_a_record(tmp_path):
@@ -168,20 +170,10 @@ def test_a_record_changes_no_bit(tmp_path, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
-        once, again = (recorded(tmp_path / name, DEVICE)[1] for name in ("one", "two"))
-        model, tokenizer = load("planted/unrouted", device=DEVICE)
-        encoded = encode(tokenizer, prompts(24, 41, problems=grammar.TRAINING))
-        optimizer = AdamW(model.train().parameters(), lr=1e-3, weight_decay=0.01)
-        for step in range(4):
-            batch = collate([encoded[(8 * step + i) % 24] for i in range(8)], DEVICE)
-            optimizer.zero_grad()
-            model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-            optimizer.step()
+        bare, once, again = (recorded(path, DEVICE)[1] for path in (None, tmp_path / "one", tmp_path / "two"))
     finally:
         torch.use_deterministic_algorithms(False)
-    for name, parameter in model.named_parameters():
-        assert torch.equal(once[name], parameter) and torch.equal(again[name], parameter)
+    assert all(torch.equal(once[name], weight) and torch.equal(again[name], weight) for name, weight in bare.items())
 
 
 def test_a_record_in_half_precision(tmp_path):
