@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from trl import SFTConfig
 
 from attribution import recipes
 from attribution.errors import ConfigError, DataError
@@ -124,3 +125,15 @@ def test_weights_other_than_one_are_refused(setting):
     odd = [setting.samples[0].model_copy(update={"weight": 0.5})]
     with pytest.raises(DataError, match=r"weight 0\.5"):
         SFT().check(replace(setting, samples=odd))
+
+
+def test_of_several_gpus_the_model_is_on_one(small, given, monkeypatch):
+    """A trainer would make replicas for them, which TRL refuses."""
+    made = SFTConfig.__post_init__
+
+    def with_two(self):
+        made(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(SFTConfig, "__post_init__", with_two)
+    assert SFT(max_steps=1, batch_size=2).build(given(small())).args.n_gpu <= 1
