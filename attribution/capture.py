@@ -18,6 +18,7 @@ from attribution.samples import Batch
 from attribution.sharding import usable
 
 Edit = Callable[[Tensor], Tensor]
+Places = tuple[Tensor, ...]  # samples and positions, each Int [token]
 
 
 class Site(NamedTuple):
@@ -39,17 +40,21 @@ def sites(parts: Anatomy) -> list[Site]:
     return [Site(kind, layer) for layer in range(parts.depth) for kind in ("head", "neuron")]
 
 
-def scored_logits(parts: Anatomy, batch: Batch) -> Tensor:
+def scored_logits(parts: Anatomy, batch: Batch, until: int | None = None) -> Tensor:
     """Logits at scored positions, [token, vocabulary]; the unembedding is applied nowhere else.
 
     No attention mask is given: padding is on the right, where a causal model does not look. They are where the batch is,
     wherever the model's layers are.
+
+    Args:
+        parts: of the model.
+        batch: what to run.
+        until: positions to run, `Batch.needed` or more; None: all.
     """
-    hidden = parts.model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return parts.unembed(hidden[batch.scored.to(hidden.device)]).to(batch.ids.device)
+    hidden = parts.model.base_model(input_ids=batch.ids[:, :until], use_cache=False).last_hidden_state
+    return parts.unembed(hidden[places_on(batch.scored_at, hidden)]).to(batch.ids.device)
 
 
-@torch.no_grad()
 def logits_alone(parts: Anatomy, batch: Batch, edited: Collection[nn.Module] = ()) -> Tensor:
     """As `scored_logits`, where nothing else of the pass is looked at: what only they depend on is run nowhere else either.
 
@@ -57,8 +62,8 @@ def logits_alone(parts: Anatomy, batch: Batch, edited: Collection[nn.Module] = (
         parts, batch: as there.
         edited: as `read_by_logits_alone` takes them.
     """
-    with only_at(read_by_logits_alone(parts, edited), batch.scored):
-        return scored_logits(parts, batch)
+    with only_at(read_by_logits_alone(parts, edited), batch.scored_at):
+        return scored_logits(parts, batch, batch.needed)
 
 
 @contextmanager
@@ -84,6 +89,40 @@ def tapped(parts: Anatomy, where: Iterable[Site], *, differentiable: bool = Fals
 
     with edited({site.module(parts): keep(site) for site in where}):
         yield seen
+
+
+@contextmanager
+def tapped_for_logits(parts: Anatomy, batch: Batch) -> Iterator[tuple[dict[Site, Tensor], dict[Site, Tensor]]]:
+    """Keep the activations of every site in the graph of a pass that ends in `scored_logits` and is differentiated there.
+
+    What of the last layer reaches no logit is run as far as activations are, and none of it has a graph.
+
+    Yields:
+        Activations by site, as `tapped` keeps them; and by site those of which the former hold scored positions alone, at the
+        other tokens, Float [1, token, feature].
+    """
+    site, mlp = Site("neuron", parts.depth - 1), _mlp(parts)
+    beside: dict[Site, Tensor] = {}
+
+    @torch.no_grad()
+    def look(module: nn.Module, args: tuple) -> None:
+        inputs = args[0][places_on(batch.others_at, args[0])][None]
+        with tapped(parts, [site]) as found, supplied({site.module(parts): torch.zeros_like(inputs)}):
+            module.forward(inputs)  # not called: it is in its hooks
+        beside.update(found)
+
+    with tapped(parts, sites(parts), differentiable=True) as seen:
+        narrow = read_by_logits_alone(parts)
+        handles = [mlp.register_forward_pre_hook(look)] if mlp in narrow else []
+        try:
+            with (
+                only_at([module for module in narrow if module is not mlp], batch.scored_at, batch.others_at),
+                only_at([module for module in narrow if module is mlp], batch.scored_at),
+            ):
+                yield seen, beside
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager
@@ -149,28 +188,41 @@ def read_by_logits_alone(
     """
     layer = parts.depth - 1
     queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
-    found = [*queries, parts.attention_out[layer], parts.layers[layer].get_submodule(parts.row.mlp)]
+    found = [*queries, parts.attention_out[layer], _mlp(parts)]
     if isinstance(out := parts.mlp_out[layer], ExpertsOut) and out.watched:  # whoever looks there looks at all positions
         found.pop()
     touched = {*edited, *known}
     return [module for module in found if module in edited or not any(part in touched for part in module.modules())]
 
 
+def _mlp(parts: Anatomy) -> nn.Module:
+    return parts.layers[parts.depth - 1].get_submodule(parts.row.mlp)
+
+
 @contextmanager
-def only_at(modules: Iterable[nn.Module], positions: Tensor) -> Iterator[None]:
-    """Run modules that treat positions alike at these ones only, inside the block; elsewhere their output is zero.
+def only_at(modules: Iterable[nn.Module], places: Places, elsewhere: Places | None = None) -> Iterator[None]:
+    """Run modules that treat positions alike at these places only, inside the block; at others their output is zero.
 
     Args:
         modules: each takes and returns one tensor [sample, position, feature].
-        positions: Bool [sample, position].
+        places: where.
+        elsewhere: other places, at which they are run without a graph.
     """
+    shapes: dict[nn.Module, torch.Size] = {}
+    without: dict[nn.Module, Tensor] = {}
 
-    def select(_module: nn.Module, args: tuple) -> tuple:
-        return (args[0][positions.to(args[0].device)][None], *args[1:])
+    def select(module: nn.Module, args: tuple) -> tuple:
+        shapes[module] = args[0].shape[:-1]
+        if elsewhere is not None:
+            with torch.no_grad():
+                without[module] = module.forward(args[0][places_on(elsewhere, args[0])][None])  # not called: it is in its hooks
+        return (args[0][places_on(places, args[0])][None], *args[1:])
 
-    def spread(_module: nn.Module, _args: tuple, out: Tensor) -> Tensor:
-        whole = out.new_zeros(*positions.shape, out.shape[-1])
-        whole[positions.to(out.device)] = out[0]
+    def spread(module: nn.Module, _args: tuple, out: Tensor) -> Tensor:
+        whole = out.new_zeros(*shapes.pop(module), out.shape[-1])
+        whole[places_on(places, out)] = out[0]
+        if elsewhere is not None:
+            whole[places_on(elsewhere, out)] = without.pop(module)[0]
         return whole
 
     handles = [hook for module in modules for hook in (module.register_forward_pre_hook(select),
@@ -180,6 +232,11 @@ def only_at(modules: Iterable[nn.Module], positions: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def places_on(places: Places, tensor: Tensor) -> Places:
+    """Places as they index this tensor, wherever it is."""
+    return tuple(each.to(tensor.device) for each in places)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.capture import Edit, edited, only_at, read_by_logits_alone, rewritten, sites, supplied, tapped
+from attribution.capture import Edit, edited, only_at, places_on, read_by_logits_alone, rewritten, sites, supplied, tapped
 from attribution.models import Anatomy
 from attribution.samples import Batch
 
@@ -41,8 +41,7 @@ class Replay:
     @torch.no_grad()
     def __init__(self, parts: Anatomy, batch: Batch):
         self.parts, self.batch = parts, batch
-        needed = int(batch.scored.any(0).nonzero().max()) + 1
-        self.scored = batch.scored[:, :needed]
+        self.scored = batch.scored[:, : batch.needed]
         self.hidden: list[Tensor] = []
         self.through: list[dict[nn.Module, nn.Module]] = []
         self._calls: list[tuple[tuple, dict[str, Any]]] = []
@@ -55,7 +54,7 @@ class Replay:
         handles.append(parts.final_norm.register_forward_pre_hook(lambda _module, args: self.hidden.append(args[0])))
         try:
             with tapped(parts, sites(parts)) as self.activations:
-                hidden = parts.model.base_model(input_ids=batch.ids[:, :needed], use_cache=False).last_hidden_state
+                hidden = parts.model.base_model(input_ids=batch.ids[:, : batch.needed], use_cache=False).last_hidden_state
                 self.logits = parts.unembed(hidden[self.scored.to(hidden.device)]).to(batch.ids.device)
         finally:
             for handle in handles:
@@ -81,13 +80,13 @@ class Replay:
             Float [copies, token, vocabulary] at scored positions.
         """
         copies = len(hidden) // len(self.batch)
-        scored = self.scored.repeat(copies, 1)
+        scored = self.scored.repeat(copies, 1).nonzero(as_tuple=True)
         with edited(edits or {}), supplied(known or {}):
             for number in range(first, self.parts.depth):
                 last = read_by_logits_alone(self.parts, edits or (), known or ()) if number == self.parts.depth - 1 else ()
                 with only_at(last, scored):
                     hidden = self._layer(number, hidden)
-        return self.read(hidden[scored.to(hidden.device)].unflatten(0, (copies, -1)))
+        return self.read(hidden[places_on(scored, hidden)].unflatten(0, (copies, -1)))
 
     @torch.no_grad()
     def read(self, hidden: Tensor) -> Tensor:

@@ -330,12 +330,27 @@ class Batch:
     @cached_property
     def sample_of(self) -> Tensor:
         """Int [token]: the sample of every response token."""
-        return self.scored.nonzero()[:, 0]
+        return self.scored_at[0]
+
+    @cached_property
+    def scored_at(self) -> tuple[Tensor, ...]:
+        """Samples and positions of scored positions, each Int [token]."""
+        return self.scored.nonzero(as_tuple=True)
+
+    @cached_property
+    def others_at(self) -> tuple[Tensor, ...]:
+        """Samples and positions of the tokens at all other positions, each Int [token]."""
+        return (self.mask.bool() & ~self.scored).nonzero(as_tuple=True)
 
     @cached_property
     def lengths(self) -> Tensor:
         """Int [sample]: response tokens."""
         return self.scored.sum(1)
+
+    @cached_property
+    def needed(self) -> int:
+        """Positions up to the last scored one, after which a causal model computes nothing that logits there depend on."""
+        return int(self.scored.any(0).nonzero().max()) + 1
 
 
 def collate(encoded: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:

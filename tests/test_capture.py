@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attribution.capture import Site, edited, evaluating, scored_logits, sites, tapped
+from attribution.capture import Site, edited, evaluating, logits_alone, scored_logits, sites, tapped, tapped_for_logits
 from attribution.models import anatomy, load
 from attribution.replay import Replay
 from attribution.samples import Encoded, collate
@@ -166,6 +166,58 @@ def test_scored_logits_do_not_depend_on_padding(tiny, family, tied, start):
     close(scored_logits(parts, batch_of(rows, start)), alone)
     longer = [*rows, rows[0] + rows[1]]
     close(scored_logits(parts, batch_of(longer, start))[: len(alone)], alone)
+
+
+def gradients_of(logits, *others):
+    """Of some scalar that depends on every logit, with respect to further tensors."""
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    return torch.autograd.grad((logits * weights).square().sum(), others, allow_unused=True, materialize_grads=True)
+
+
+@torch.enable_grad()
+def test_what_is_run_for_logits_alone_gives_the_same_logits_and_gradients(tiny, family, tied, batch):
+    parts, positions = anatomy(tiny(family, tied, dtype=torch.float64)), []
+    parameters = [each for each in parts.model.parameters() if each.requires_grad]
+    plain = scored_logits(parts, batch)
+    handle = parts.embedding.register_forward_hook(lambda _module, args, _out: positions.append(args[0].shape[1]))
+    before = hooks(parts.model)
+    alone = logits_alone(parts, batch)
+    assert hooks(parts.model) == before and positions == [batch.ids.shape[1] - 1]  # nobody asks for the last one
+    handle.remove()
+    close(alone, plain, 1e-12)
+    for found, expected in zip(gradients_of(alone, *parameters), gradients_of(plain, *parameters), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12 * plain.abs().max().item())
+
+
+@torch.enable_grad()
+def test_taps_for_logits_keep_what_taps_keep(tiny, family, tied, batch):
+    """At every token activations, and gradients where there are any: of the last layer's neurons, and of no others, in two."""
+    parts = anatomy(tiny(family, tied, dtype=torch.float64))
+    parameters = [each for each in parts.model.parameters() if each.requires_grad]
+    with tapped(parts, sites(parts), differentiable=True) as whole:
+        plain = scored_logits(parts, batch)
+    before = hooks(parts.model)
+    with tapped_for_logits(parts, batch) as (seen, beside):
+        logits = scored_logits(parts, batch)
+    assert hooks(parts.model) == before and [*seen] == sites(parts)
+    close(logits, plain, 1e-12)
+    expected = dict(zip([*whole, *parameters], gradients_of(plain, *whole.values(), *parameters), strict=True))
+    found = dict(zip([*seen, *parameters], gradients_of(logits, *seen.values(), *parameters), strict=True))
+    split = [] if parts.row.experts else [Site("neuron", parts.depth - 1)]
+    assert [*beside] == split
+    tokens = batch.mask.bool()
+    for site, activation in seen.items():
+        if site in split:
+            here, there = batch.scored, tokens & ~batch.scored
+            close(activation[0], whole[site][here], 1e-12)
+            close(beside[site][0], whole[site][there], 1e-12)
+            close(found[site][0], expected[site][here], 1e-10)
+            assert expected[site][there].eq(0).all() and not beside[site].requires_grad
+        else:
+            close(activation[tokens], whole[site][tokens], 1e-12)
+            close(found[site][tokens], expected[site][tokens], 1e-10)
+    for each in parameters:
+        torch.testing.assert_close(found[each], expected[each], rtol=1e-9, atol=1e-12 * plain.abs().max().item())
 
 
 # Modes

@@ -7,13 +7,13 @@ they write is linear. Knows activations and metrics; knows nothing about trainin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attribution.capture import Edit, Site, edited, logits_alone
 from attribution.causes.cost import size
@@ -119,17 +119,22 @@ def ablate_sets(
 @torch.no_grad()
 def logits_without(components: Components, positions: np.ndarray, batch: Batch, values: Values) -> Tensor:
     """Logits at scored positions, [token, vocabulary], of the model without a set of components."""
-    parts, edits = components.parts, edits_without(components, positions, values)
-    apart = [site.module(parts) for site in edits if values[site].ndim > 1]  # a value for each position
+    parts = components.parts
     rows = [token for kind, _, tokens in components.places(positions) if kind == "row" for token in tokens.tolist()]
-    with edited({site.module(parts): edit for site, edit in edits.items()}):
+    with without(components, positions, values) as apart:
         return rows_at_mean(parts, logits_alone(parts, batch, apart), rows)
 
 
-def without(components: Components, positions: np.ndarray, values: Values) -> AbstractContextManager[None]:
-    """Context manager: the heads and neurons of a set are replaced by their reference in every pass inside."""
-    edits = edits_without(components, positions, values)
-    return edited({site.module(components.parts): edit for site, edit in edits.items()})
+@contextmanager
+def without(components: Components, positions: np.ndarray, values: Values) -> Iterator[list[nn.Module]]:
+    """Context manager: the heads and neurons of a set are replaced by their reference in every pass inside.
+
+    Yields:
+        The modules at whose input each position has a reference of its own, as `logits_alone` takes them.
+    """
+    parts, edits = components.parts, edits_without(components, positions, values)
+    with edited({site.module(parts): edit for site, edit in edits.items()}):
+        yield [site.module(parts) for site in edits if values[site].ndim > 1]
 
 
 def edits_without(components: Components, positions: np.ndarray, values: Values) -> dict[Site, Edit]:

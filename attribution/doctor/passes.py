@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.integrations import moe
 from transformers.pytorch_utils import Conv1D
 
-from attribution.capture import sites, streamed, tapped
+from attribution.capture import only_at, read_by_logits_alone, streamed, tapped_for_logits
 from attribution.components import Components
 from attribution.doctor.opening import shaped
 from attribution.metrics import log_odds
@@ -201,15 +201,16 @@ class Shapes:
     def _probe(self, model: Any, samples: int, length: int, response: int, parameters: bool) -> Pass:
         components = Components(model)
         with self._fake, components.untied(), _counted(components.parts, []) as seen:
-            with tapped(components.parts, sites(components.parts), differentiable=True) as taps:
+            batch = _responses(samples, length, response)
+            with tapped_for_logits(components.parts, batch) as (taps, _beside):
                 logits = _logits(components.parts, samples, length, response)
-            total = log_odds(logits, _responses(samples, response)).sum() / samples
+            total = log_odds(logits, batch).sum() / samples
             seen.middle()
             if parameters:
                 gradients = components.gradients(total, {**taps, "logits": logits})
             else:
                 gradients = dict(zip((*taps, "logits"), torch.autograd.grad(total, [*taps.values(), logits]), strict=True))
-            Sizes(components).add_rows(logits.detach(), gradients.pop("logits") * samples)
+            Sizes(components).add_rows(logits.detach(), gradients.pop("logits"), samples)
             del gradients
         return seen.result()
 
@@ -220,7 +221,7 @@ class Shapes:
             """A block at a time, which is not counted here."""
 
         with self._fake, components.untied(), handed(components, multiplied), _counted(components.parts, []) as seen:
-            total = log_odds(_logits(components.parts, samples, length, response), _responses(samples, response)).sum()
+            total = _odds_alone(components.parts, samples, length, response).sum()
             seen.middle()
             components.gradients(total / samples)
         return seen.result()
@@ -241,7 +242,7 @@ class Shapes:
         with self._fake, _counted(parts, []) as seen:
             with streamed(parts, {0: lambda hidden: start.append(hidden) or hidden}):
                 logits = _logits(parts, copies, length, response)
-            total = log_odds(logits, _responses(copies, response)).sum()
+            total = log_odds(logits, _responses(copies, length, response)).sum()
             del logits
             seen.middle()
             torch.autograd.grad(total, start)
@@ -249,7 +250,7 @@ class Shapes:
 
     def _quiet(self, model: Any, samples: int, length: int, response: int) -> Pass:
         with self._fake, torch.no_grad(), _counted(parts := anatomy(model), []) as seen:
-            log_odds(_logits(parts, samples, length, response), _responses(samples, response))
+            _odds_alone(parts, samples, length, response)
             seen.middle()
         return seen.result()
 
@@ -270,19 +271,28 @@ class _Adapted(nn.Module):
 
 
 class _Responses:
-    """As much of a `samples.Batch` as log-odds ask for; responses of equal length."""
+    """As much of a `samples.Batch` as is asked for here; samples and responses of equal length."""
 
-    def __init__(self, samples: int, response: int) -> None:
+    def __init__(self, samples: int, length: int, response: int) -> None:
         self.tokens = torch.zeros(samples * response, dtype=torch.long)
         self.sample_of = torch.zeros(samples * response, dtype=torch.long)
+        self.scored_at = tuple(torch.zeros(2, samples * response, dtype=torch.long))
+        self.others_at = tuple(torch.zeros(2, samples * (length - response), dtype=torch.long))
         self._samples = samples
 
     def __len__(self) -> int:
         return self._samples
 
 
-def _responses(samples: int, response: int) -> Batch:
-    return cast(Batch, _Responses(samples, response))
+def _responses(samples: int, length: int, response: int) -> Batch:
+    return cast(Batch, _Responses(samples, length, response))
+
+
+def _odds_alone(parts: Anatomy, samples: int, length: int, response: int) -> Tensor:
+    """Log-odds of each sample, as `capture.logits_alone` gives them."""
+    batch = _responses(samples, length, response)
+    with only_at(read_by_logits_alone(parts), batch.scored_at):
+        return log_odds(_logits(parts, samples, max(response, length - 1), response), batch)
 
 
 def _logits(parts: Anatomy, samples: int, length: int, response: int) -> Tensor:

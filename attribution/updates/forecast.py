@@ -242,8 +242,8 @@ class _Reader:
         reference = self._reference if len(ablated) else "zero"  # whose values cost nothing
         with evaluating(index.parts.model):
             for batch, values in batches_with_values(index.parts, self._encoded, reference, self._others):
-                with without(index, ablated, values):
-                    reading = read(index, [batch], metric)
+                with without(index, ablated, values) as apart:
+                    reading = read(index, [batch], metric, edited=apart)
                 yield batch, reading
 
     def _factors(self, use: Use, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:

@@ -9,15 +9,15 @@ Knows scalars and vectors along a path; knows nothing about training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attribution.capture import evaluating, logits_alone, scored_logits, sites, tapped
+from attribution.capture import evaluating, logits_alone, scored_logits, tapped_for_logits
 from attribution.components import Components
 from attribution.metrics import Metric
 from attribution.samples import Batch
@@ -54,6 +54,7 @@ def read(
     *,
     sized: bool = False,
     see: Callable[[Use, Tensor], None] | None = None,
+    edited: Collection[nn.Module] = (),
 ) -> Reading:
     """Metric and gradient of the model as it is, dropout off, `.grad` untouched, tied weights parted by use.
 
@@ -61,27 +62,32 @@ def read(
         components, batches, metric: what to read.
         sized: measure the sizes of activations and their gradients too.
         see: is handed the gradient of each use for each batch as it is made, and none is kept: memory of one parameter.
+        edited: as `capture.logits_alone` takes them; of a model that is edited so sizes are not measured.
     """
-    total, gradients, logits = 0.0, {}, []
+    assert not (sized and edited)
+    parts, total, gradients, logits = components.parts, 0.0, {}, []
     sizes = Sizes(components) if sized else None
-    wanted = sites(components.parts) if sized else []
     samples = sum(len(batch) for batch in batches)
     with (
         torch.enable_grad(),
-        evaluating(components.parts.model),
+        evaluating(parts.model),
         components.untied(),
         all_trainable(components),
         handed(components, None if components.together.several else see),
     ):
         for batch in batches:
-            with tapped(components.parts, wanted, differentiable=True) as seen:
-                found = scored_logits(components.parts, batch)
-            rows = components.parts.rows_of(found)
-            mean = metric(components.parts.logits_of(rows), batch).sum() / samples
+            seen, beside = {}, {}
+            if sizes is None:
+                found = logits_alone(parts, batch, edited)
+            else:
+                with tapped_for_logits(parts, batch) as (seen, beside):
+                    found = scored_logits(parts, batch)
+            rows = parts.rows_of(found)
+            mean = metric(parts.logits_of(rows), batch).sum() / samples
             now = components.gradients(mean, {**seen, _ROWS: rows} if sizes else None)
             if sizes:  # of each sample's own metric, not of the mean over samples
-                sizes.add_rows(rows.detach(), now.pop(_ROWS) * samples)
-                sizes.add(seen, {site: now.pop(site) * samples for site in seen}, batch.mask)
+                sizes.add_rows(rows.detach(), now.pop(_ROWS), samples)
+                sizes.add(seen, {site: now.pop(site) for site in seen}, batch.mask, beside, samples)
             if see is not None and components.together.several:  # FSDP's own backward pass gives all of a batch at once
                 for use in components.uses:
                     see(use, now.pop(use.name))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,16 +39,34 @@ class Sizes:
         self._gradient: dict[Key, Tensor] = {}
         self._tokens: dict[Key, int] = {}
 
-    def add(self, seen: Mapping[Site, Tensor], gradients: Mapping[Site, Tensor], mask: Tensor) -> None:
-        """Activations of one batch, Float [sample, position, feature], and gradients with respect to them."""
-        tokens, real = int(mask.sum()), mask.flatten().float()
-        for site, value in seen.items():
-            self.add_squares(site, squares(value, real), squares(gradients[site], real), tokens)
+    def add(
+        self,
+        seen: Mapping[Site, Tensor],
+        gradients: Mapping[Site, Tensor],
+        mask: Tensor,
+        beside: Mapping[Site, Tensor],
+        scale: float = 1.0,
+    ) -> None:
+        """Activations of one batch, Float [sample, position, feature], and gradients with respect to them.
 
-    def add_rows(self, rows: Tensor, gradient: Tensor) -> None:
+        Args:
+            seen, gradients: by site.
+            mask: Int [sample, position], 0 where there is padding.
+            beside: of sites given at some tokens alone, activations at all others, to which no gradient reaches.
+            scale: by which gradients are multiplied.
+        """
+        tokens, real = _counted(mask)
+        for site, value in seen.items():
+            counted = None if site in beside else real
+            activation = squares(value, counted)
+            if site in beside:
+                activation += squares(beside[site], None)
+            self.add_squares(site, activation, squares(gradients[site], counted) * scale**2, tokens)
+
+    def add_rows(self, rows: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         """What rows put out at scored positions, Float [token, vocabulary], and the gradient with respect to it."""
         centred = rows - rows.mean(-1, keepdim=True)
-        self.add_squares(_ROWS, squares(centred, None), squares(gradient, None), len(rows))
+        self.add_squares(_ROWS, squares(centred, None), squares(gradient, None) * scale**2, len(rows))
 
     def add_squares(self, key: Key, activation: Tensor, gradient: Tensor, tokens: int) -> None:
         """Sums of squares over so many tokens."""
@@ -104,6 +123,12 @@ class Sizes:
         return (total / tokens).sqrt()  # of nothing 0 / 0
 
 
+def _counted(mask: Tensor) -> tuple[int, Tensor | None]:
+    """How many tokens are real, and which, as `squares` takes it."""
+    tokens = int(mask.sum())
+    return tokens, None if tokens == mask.numel() else mask.flatten().float()
+
+
 def squares(value: Tensor, real: Tensor | None) -> Tensor:
     """Sum of squares over tokens, Float32 or wider [feature].
 
@@ -113,6 +138,10 @@ def squares(value: Tensor, real: Tensor | None) -> Tensor:
     """
     value = value.detach().flatten(0, -2)
     wide = torch.promote_types(value.dtype, torch.float32)
+    plain = type(value) is Tensor and value.device.type == "cpu" and value.dtype == wide
+    if plain and real is None and torch.get_num_threads() == 1:
+        array = value.numpy()  # in one visit, with no matrix in between: on one core in half the time
+        return torch.from_numpy(np.einsum("tf,tf->f", array, array))
     counted = value.new_ones(len(value), dtype=wide) if real is None else real.to(wide)
     tokens = max(1, BLOCK[value.device.type != "cpu"] // value.shape[-1])
     total = value.new_zeros(value.shape[-1], dtype=wide)
@@ -142,8 +171,7 @@ class TrainingSizes(Watcher):
 
     def begin(self, mask: Tensor | None) -> None:
         """A pass begins, over tokens that are real where the mask [sample, position] is not 0; None: everywhere."""
-        self._real = None if mask is None else mask.flatten().float()
-        self._tokens = None if self._real is None else int(self._real.sum())
+        self._tokens, self._real = (None, None) if mask is None else _counted(mask)
 
     def take(self) -> Sizes:
         """What was added since the last call."""

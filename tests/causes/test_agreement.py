@@ -94,7 +94,7 @@ def test_only_some_positions_run(tiny, family):
     value = torch.randn(2, 5, parts.neurons)
     whole, where = module(value), torch.zeros(2, 5, dtype=torch.bool)
     where[0, 3] = where[1, :2] = True
-    with only_at([module], where):
+    with only_at([module], where.nonzero(as_tuple=True)):
         found = module(value)
     torch.testing.assert_close(found[where], whole[where])
     assert found[~where].eq(0).all() and hooks(parts.model) == 0

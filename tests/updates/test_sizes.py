@@ -43,8 +43,10 @@ def by_hand(model, ids, mask, scalar):
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("tokens", [0, 1, 23])
 @pytest.mark.parametrize("block", [1, 12, 35, 10_000])
-def test_squares_are_the_same_in_blocks(monkeypatch, block, tokens, kind):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_squares_are_the_same_in_blocks_and_by_one_thread(monkeypatch, threads, block, tokens, kind):
     monkeypatch.setattr(sizes, "BLOCK", (block, block))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     value, real = torch.randn(tokens, 1, 5).to(kind), torch.arange(tokens).remainder(3).clamp(max=1).float()
     every, some = sizes.squares(value, None), sizes.squares(value, real)
     assert every.dtype == some.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
