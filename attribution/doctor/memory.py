@@ -18,6 +18,8 @@ from attribution.doctor.structure import Structure
 from attribution.runs.stages import CAUSE_SAMPLES, WORD_NODES
 from attribution.uses import BLOCK, stacked
 
+PLANNED = 11  # arrays in float32 that planning a block of a step makes
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -91,9 +93,8 @@ def _in_training(
     made = (3 if wide >= 4 else 6) * 4  # bytes of the arrays that are made of an element before and after, and its gradient
     block = made * min(found.largest, BLOCK[device != "cpu"])  # at a time
     compared = max(block, (made + 3 * wide) * min(found.used, stacked(found.used, device)))  # small ones stacked
-    planned = 9 * found.largest + min(found.used, stacked(found.used, device))  # a parameter at a time, beside small ones
-    intended = 4 * planned if wide < 4 and not plan.lora else 0  # where a step rounds
-    yield "recorder around a step", during + again + max(compared, intended, behaviour, of_probes)
+    planned = 4 * PLANNED * min(found.largest, BLOCK[device != "cpu"]) if wide < 4 and not plan.lora else 0  # it rounds
+    yield "recorder around a step", during + again + max(compared, planned, behaviour, of_probes)
     if plan.runs_again(found.small):
         yield "training batch run again", during + tied + shapes.again(plan.batch_size, plan.length, plan.response).peak
     if not plan.probes:

@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 from attribution.components import Components
 from attribution.sharding import local, rounded_to, same_everywhere, settle
 from attribution.updates.batch import BatchWatch, Watched
-from attribution.updates.planned import plannable, planned_step
+from attribution.updates.planned import plan_of, plannable
 from attribution.updates.share import Path
 
 
@@ -83,10 +83,7 @@ class BatchStep:
             "grad_norm": reduce(lambda use: gradients.get(use.name), torch.square),
         }
         if self._plans:
-            held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
-            squares["intended_norm"] = reduce(
-                lambda use: local(planned_step(self.optimizer, use.parameter)) if use.parameter in held else None, torch.square
-            )
+            squares["intended_norm"] = self._intended()
         return Before(
             watched,
             seen.grad_norm,
@@ -149,6 +146,16 @@ class BatchStep:
             "normalizer": watched.normalizer,
             "batch_before": watched.log_prob,
         }
+
+    def _intended(self) -> Tensor:
+        """Squared norm of the step that is planned, Float64 [groups]: a block of a parameter at a time, see `uses`."""
+        held, sums = set(self._trained()), {}
+        for use in self.components.uses:
+            plan = plan_of(self.optimizer, use.parameter) if use.parameter in held else None
+            if plan is not None:
+                made = plan.step
+                sums[use.name] = use.sums(*map(local, plan.arrays), of=lambda *blocks, made=made: made(*blocks).square())
+        return self.components.grouped(sums)
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -5,13 +5,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from attribution import uses
 from attribution.causes import attribute
+from attribution.components import Components
 from attribution.errors import RecordError
 from attribution.models import load
 from attribution.samples import collate, encode
 from attribution.store import BATCH, RunWriter, read_run
+from attribution.updates.batch import BatchWatch
+from attribution.updates.batch_step import BatchStep
+from attribution.updates.planned import planned_step
 from attribution.updates.recorder import Recorder
 from attribution.updates.seam import effective, plain, recordable
+from experiments.timing import LiveBytes
 
 
 class LOMO(torch.optim.SGD):
@@ -155,6 +161,32 @@ def test_bf16_shows_what_was_intended_and_what_was_applied(tmp_path, fresh, trai
     size = (128 * 32) ** 0.5 * 1e-6  # the first step of AdamW is lr in every element
     assert heads["intended_norm"].to_numpy() == pytest.approx(size, rel=0.05)
     assert (heads["changed"] < 0.2).all() and (heads["update_norm"] != heads["intended_norm"]).all()
+
+
+def test_what_was_intended_is_summed_in_blocks(fresh, training, monkeypatch):
+    """The norms are those of whole planned steps, and no array is made on the way that is as large as a parameter."""
+    model, tokenizer = fresh
+    model.to(torch.bfloat16)
+    batch = collate(encode(tokenizer, training[:4]))
+    frozen, *trained = model.parameters()
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.1)
+    components = Components(model)
+    step = BatchStep(components, BatchWatch(components), optimizer)
+    for _ in range(2):  # the second has a state
+        model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss.backward()
+        optimizer.step()
+    expected = components.reduce(
+        lambda use: None if use.parameter is frozen else planned_step(optimizer, use.parameter).square()
+    )
+    largest, peaks = max(parameter.numel() for parameter in trained), []
+    for block in (largest, largest // 7):
+        monkeypatch.setattr(uses, "BLOCK", (block, block))
+        with LiveBytes() as live:
+            found = step._intended()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+        peaks.append(live.peak)
+    assert found.count_nonzero() > 0.9 * len(found)
+    assert peaks[0] - peaks[1] > 6 * 4 * largest  # of some eleven in float32
 
 
 def test_in_float32_nothing_is_intended_beyond_what_was_applied(recorded):
