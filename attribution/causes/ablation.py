@@ -28,7 +28,6 @@ from attribution.sharding import present
 
 TOKENS_AT_ONCE = 16_384  # tokens of all copies in one replay, and below their logits; both bound memory
 TOKENS_ON_CPU = 1_024  # is faster while they fit its cache
-NARROWER = 3  # times as many where only the last layer runs
 LOGITS_AT_ONCE = 2**26
 CLOSED_FROM = 256  # width of the stream from which projections are combined; at 128 their products take no longer
 
@@ -68,7 +67,7 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
     chosen = components.table.iloc[positions].reset_index(drop=True)
     passes, most = 1.0, 0
     for (kind, layer), group in chosen.groupby(["kind", "layer"], sort=False):
-        units, copies = group["index"].to_numpy(copy=True), _copies(replay, str(kind), int(layer))
+        units, copies = group["index"].to_numpy(copy=True), _copies(replay)
         wide = replay.hidden[0].shape[-1] >= CLOSED_FROM
         after = Projected.of(replay, int(layer) + 1) if wide and _adds(parts, str(kind)) else None
         for start in range(0, len(units), copies):
@@ -85,12 +84,9 @@ def ablate_each(components: Components, positions: np.ndarray, batch: Batch, val
     return Effects(effect, divergence, passes, kept + most)
 
 
-def _copies(replay: Replay, kind: str, layer: int) -> int:
-    """How many ablations of one site are run together: few enough for memory and, where whole layers run, for the cache."""
-    at_once = TOKENS_AT_ONCE
-    if replay.scored.device.type == "cpu":
-        short = kind == "neuron" and layer >= replay.parts.depth - 2  # at most the last layer runs, which is narrow
-        at_once = min(at_once, TOKENS_ON_CPU * (NARROWER if short else 1))
+def _copies(replay: Replay) -> int:
+    """How many ablations of one site are run together: few enough for memory and, on a CPU, for its cache."""
+    at_once = min(TOKENS_AT_ONCE, TOKENS_ON_CPU) if replay.scored.device.type == "cpu" else TOKENS_AT_ONCE
     return max(1, min(at_once // replay.scored.numel(), LOGITS_AT_ONCE // replay.logits.numel()))
 
 
@@ -177,9 +173,9 @@ def _without(replay: Replay, site: Site, units: np.ndarray, values: Values, proj
         change, after = (value - activation)[..., units], replay.hidden[site.layer + 1]
         if site.layer == parts.depth - 1:
             scored = replay.scored.to(after.device)
-            return replay.read(after[scored] + change[scored].T[..., None] * written[:, None]), 0
+            return replay.read(torch.addcmul(after[scored], change[scored].T[..., None], written[:, None])), 0
         change = change.permute(2, 0, 1).contiguous()  # [unit, sample, position]
-        hidden = after + change[..., None] * written[:, None, None]
+        hidden = torch.addcmul(after, change[..., None], written[:, None, None])  # in one visit
         known = projected(change, written) if projected else None
         return replay.run(hidden.flatten(0, 1), site.layer + 1, known=known), parts.depth - site.layer - 1
 

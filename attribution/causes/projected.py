@@ -44,6 +44,13 @@ class Norm(NamedTuple):
         return stream - stream.mean(-1, keepdim=True) if self.centred else stream
 
 
+def _parts(projection: nn.Module, normed: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a projection puts out: beside a constant, which a norm's bias and its own make, and the latter; None for zeros."""
+    constant, own = projection(bias[None]), projection(torch.zeros_like(bias[None]))
+    found = [each if each.any() else None for each in (constant, own)]
+    return projection(normed) - constant, found[0], found[1]
+
+
 class Projected:
     """The projections of one layer that read its input through a norm.
 
@@ -54,8 +61,8 @@ class Projected:
 
     def __init__(self, hidden: Tensor, through: Mapping[nn.Module, tuple[Norm, Sequence[nn.Module]]]):
         self.hidden, self.through = hidden, through
-        self._intact = {
-            projection: (projection(norm(hidden)), projection(formula.bias[None]))
+        self._parts = {
+            projection: _parts(projection, norm(hidden), formula.bias)
             for norm, (formula, projections) in through.items()
             for projection in projections
         }
@@ -88,13 +95,10 @@ class Projected:
             found[norm] = unknown.expand(change.shape.numel() // self.hidden[0, :, 0].numel(), *self.hidden.shape[1:])
             vectors = formula.gain * formula.direction(written)
             for projection in projections:
-                intact, constant = self._intact[projection]
-                of_vectors = projection(vectors) - projection(torch.zeros_like(vectors[:1]))
-                out = (intact - constant) * kept
-                out.addcmul_(added, of_vectors[:, None, None])
-                if constant.any():
-                    out += constant
-                found[projection] = out.flatten(0, 1)
+                intact, constant, bias = self._parts[projection]
+                of_vectors = projection(vectors) if bias is None else projection(vectors) - bias
+                out = (intact * kept).addcmul_(added, of_vectors[:, None, None])
+                found[projection] = (out if constant is None else out.add_(constant)).flatten(0, 1)
         return found
 
     def _scales(self, norm: Norm, change: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
