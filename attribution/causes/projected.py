@@ -44,13 +44,6 @@ class Norm(NamedTuple):
         return stream - stream.mean(-1, keepdim=True) if self.centred else stream
 
 
-def _parts(projection: nn.Module, normed: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What a projection puts out: beside a constant, which a norm's bias and its own make, and the latter; None for zeros."""
-    constant, own = projection(bias[None]), projection(torch.zeros_like(bias[None]))
-    found = [each if each.any() else None for each in (constant, own)]
-    return projection(normed) - constant, found[0], found[1]
-
-
 class Projected:
     """The projections of one layer that read its input through a norm.
 
@@ -61,8 +54,8 @@ class Projected:
 
     def __init__(self, hidden: Tensor, through: Mapping[nn.Module, tuple[Norm, Sequence[nn.Module]]]):
         self.hidden, self.through = hidden, through
-        self._parts = {
-            projection: _parts(projection, norm(hidden), formula.bias)
+        self._known = {
+            projection: _linear(projection, norm(hidden), formula.bias)
             for norm, (formula, projections) in through.items()
             for projection in projections
         }
@@ -95,7 +88,7 @@ class Projected:
             found[norm] = unknown.expand(change.shape.numel() // self.hidden[0, :, 0].numel(), *self.hidden.shape[1:])
             vectors = formula.gain * formula.direction(written)
             for projection in projections:
-                intact, constant, bias = self._parts[projection]
+                intact, constant, bias = self._known[projection]
                 of_vectors = projection(vectors) if bias is None else projection(vectors) - bias
                 out = (intact * kept).addcmul_(added, of_vectors[:, None, None])
                 found[projection] = (out if constant is None else out.add_(constant)).flatten(0, 1)
@@ -114,3 +107,10 @@ class Projected:
         scale = (after.clamp_min(0) + norm.eps).rsqrt()
         kept, added = scale * (before + norm.eps).sqrt(), scale * change
         return kept[..., None].to(self.hidden.dtype), added[..., None].to(self.hidden.dtype)
+
+
+def _linear(projection: nn.Module, normed: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a projection puts out: beside a constant, which a norm's bias and its own make, and the latter; None for zeros."""
+    constant, own = projection(bias[None]), projection(torch.zeros_like(bias[None]))
+    found = [each if each.any() else None for each in (constant, own)]
+    return projection(normed) - constant, found[0], found[1]
