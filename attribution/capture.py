@@ -187,12 +187,22 @@ def read_by_logits_alone(
         known: modules whose output is supplied.
     """
     layer = parts.depth - 1
+    if torch.is_grad_enabled() and any(type(module).__name__ == "CheckpointWrapper" for module in parts.model.modules()):
+        return []  # it runs layers again in the backward pass, when hooks are off
     queries = [parts.projection(layer, each) for each in parts.row.projections if each.parts == ("q",)]
     found = [*queries, parts.attention_out[layer], _mlp(parts)]
     if isinstance(out := parts.mlp_out[layer], ExpertsOut) and out.watched:  # whoever looks there looks at all positions
         found.pop()
     touched = {*edited, *known}
-    return [module for module in found if module in edited or not any(part in touched for part in module.modules())]
+    found = [module for module in found if module in edited or not any(part in touched for part in module.modules())]
+    return [module for module in found if not any(map(_watched_by_others, module.modules()))]
+
+
+def _watched_by_others(module: nn.Module) -> bool:
+    """Whether a hook is on that is not of this package, and may count on every position."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    makers = (str(getattr(getattr(hook, "func", hook), "__module__", "")) for hook in hooks)
+    return any(maker.split(".")[0] != __name__.split(".")[0] for maker in makers)
 
 
 def _mlp(parts: Anatomy) -> nn.Module:

@@ -220,6 +220,30 @@ def test_taps_for_logits_keep_what_taps_keep(tiny, family, tied, batch):
         torch.testing.assert_close(found[each], expected[each], rtol=1e-9, atol=1e-12 * plain.abs().max().item())
 
 
+@torch.enable_grad()
+def test_a_module_with_hooks_of_others_is_run_whole(tiny, batch):
+    """They may act on positions by number."""
+    parts = anatomy(tiny("llama", dtype=torch.float64))
+
+    def last_three(_module, _args, out):
+        return torch.cat([out[:, :-3], out[:, -3:] + 1], dim=1)
+
+    plain = scored_logits(parts, batch)
+    with tapped(parts, sites(parts)):  # hooks of the package are no others
+        close(logits_alone(parts, batch), plain, 1e-12)
+    for module in (parts.attention_out[-1], parts.layers[-1].mlp.up_proj):
+        handle = module.register_forward_hook(last_three)
+        with tapped(parts, sites(parts)) as whole:
+            expected = scored_logits(parts, batch)
+        with tapped_for_logits(parts, batch) as (seen, _beside):
+            found = scored_logits(parts, batch)
+        handle.remove()
+        close(found, expected, 1e-12)
+        assert not torch.allclose(found, plain)
+        for site in (each for each in seen if seen[each].shape == whole[each].shape):
+            close(seen[site][batch.mask.bool()], whole[site][batch.mask.bool()], 1e-12)
+
+
 # Modes
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass
 from typing import Any, cast
@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.integrations import moe
 from transformers.pytorch_utils import Conv1D
 
-from attribution.capture import only_at, read_by_logits_alone, streamed, tapped_for_logits
+from attribution.capture import only_at, read_by_logits_alone, sites, streamed, tapped, tapped_for_logits
 from attribution.components import Components
 from attribution.doctor.opening import shaped
 from attribution.metrics import log_odds
@@ -202,7 +202,11 @@ class Shapes:
         components = Components(model)
         with self._fake, components.untied(), _counted(components.parts, []) as seen:
             batch = _responses(samples, length, response)
-            with tapped_for_logits(components.parts, batch) as (taps, _beside):
+            with ExitStack() as stack:
+                if parameters:
+                    taps, _beside = stack.enter_context(tapped_for_logits(components.parts, batch))
+                else:
+                    taps = stack.enter_context(tapped(components.parts, sites(components.parts), differentiable=True))
                 logits = _logits(components.parts, samples, length, response)
             total = log_odds(logits, batch).sum() / samples
             seen.middle()

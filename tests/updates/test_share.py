@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from attribution import uses
 from attribution.components import Components
 from attribution.metrics import log_odds
 from attribution.models import load
-from attribution.samples import batches, encode
+from attribution.samples import Encoded, batches, collate, encode
 from attribution.updates import share
 from attribution.updates.graft import level, swapped
 from attribution.updates.share import FLOOR, TOLERANCE, Node, Path, integrate, read, shares
@@ -222,3 +223,18 @@ def test_groups_swapped_one_after_the_other_telescope(trained):
     change = level(tuned, found, log_odds) - at[0]
     assert abs(change) > 0.1 and all(abs(step) > 1e-4 for step in steps)
     assert sum(steps) == pytest.approx(change, abs=1e-5)
+
+
+def test_a_model_whose_layers_are_wrapped_to_run_again_is_read_as_it_is(tiny):
+    """As accelerate wraps them for FSDP2: they run again in the backward pass, when no hook is on."""
+    batch = collate([Encoded(ids, 2, 1.0, ()) for ids in ((1, 4, 7, 11), (1, 3, 3, 8, 9))])
+    plain, wrapped = tiny("llama"), tiny("llama")
+    expected = read(Components(plain), [batch], log_odds, sized=True)
+    for number, layer in enumerate(wrapped.model.layers):
+        wrapped.model.layers[number] = checkpoint_wrapper(layer)
+    components = Components(wrapped)
+    for sized in (False, True):
+        found = read(components, [batch], log_odds, sized=sized)
+        assert found.metric == pytest.approx(expected.metric, rel=1e-5)
+        for one, two in zip(found.gradients.values(), expected.gradients.values(), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
