@@ -49,7 +49,7 @@ def scored_logits(parts: Anatomy, batch: Batch, until: int | None = None) -> Ten
     Args:
         parts: of the model.
         batch: what to run.
-        until: positions to run, `Batch.needed` or more; None: all.
+        until: positions to run, as many as are `needed`; None: all.
     """
     hidden = parts.model.base_model(input_ids=batch.ids[:, :until], use_cache=False).last_hidden_state
     return parts.unembed(hidden[places_on(batch.scored_at, hidden)]).to(batch.ids.device)
@@ -63,7 +63,12 @@ def logits_alone(parts: Anatomy, batch: Batch, edited: Collection[nn.Module] = (
         edited: as `read_by_logits_alone` takes them.
     """
     with only_at(read_by_logits_alone(parts, edited), batch.scored_at):
-        return scored_logits(parts, batch, batch.needed)
+        return scored_logits(parts, batch, needed(parts, batch))
+
+
+def needed(parts: Anatomy, batch: Batch) -> int:
+    """How many positions have to be run for logits at scored ones."""
+    return batch.ids.shape[1] if parts.length_matters else batch.needed
 
 
 @contextmanager
@@ -95,7 +100,8 @@ def tapped(parts: Anatomy, where: Iterable[Site], *, differentiable: bool = Fals
 def tapped_for_logits(parts: Anatomy, batch: Batch) -> Iterator[tuple[dict[Site, Tensor], dict[Site, Tensor]]]:
     """Keep the activations of every site in the graph of a pass that ends in `scored_logits` and is differentiated there.
 
-    What of the last layer reaches no logit is run as far as activations are, and none of it has a graph.
+    What of the last layer reaches no logit is run as far as activations are, and without a graph, unless it is part of a module
+    that is run whole: a mixture of experts, projections in one.
 
     Yields:
         Activations by site, as `tapped` keeps them; and by site those of which the former hold scored positions alone, at the
@@ -104,10 +110,10 @@ def tapped_for_logits(parts: Anatomy, batch: Batch) -> Iterator[tuple[dict[Site,
     site, mlp = Site("neuron", parts.depth - 1), _mlp(parts)
     beside: dict[Site, Tensor] = {}
 
-    @torch.no_grad()
     def look(module: nn.Module, args: tuple) -> None:
         inputs = args[0][places_on(batch.others_at, args[0])][None]
-        with tapped(parts, [site]) as found, supplied({site.module(parts): torch.zeros_like(inputs)}):
+        known = {site.module(parts): torch.zeros_like(inputs)}
+        with _aside(inputs), tapped(parts, [site]) as found, supplied(known):
             module.forward(inputs)  # not called: it is in its hooks
         beside.update(found)
 
@@ -224,7 +230,7 @@ def only_at(modules: Iterable[nn.Module], places: Places, elsewhere: Places | No
     def select(module: nn.Module, args: tuple) -> tuple:
         shapes[module] = args[0].shape[:-1]
         if elsewhere is not None:
-            with torch.no_grad():
+            with _aside(args[0]):
                 without[module] = module.forward(args[0][places_on(elsewhere, args[0])][None])  # not called: it is in its hooks
         return (args[0][places_on(places, args[0])][None], *args[1:])
 
@@ -242,6 +248,15 @@ def only_at(modules: Iterable[nn.Module], places: Places, elsewhere: Places | No
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _aside(tensor: Tensor) -> Iterator[None]:
+    """Without a graph, within a pass that has one: autocast must not keep weights that were cast here for the rest of it."""
+    kind = tensor.device.type
+    cast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False)
+    with torch.no_grad(), cast:
+        yield
 
 
 def places_on(places: Places, tensor: Tensor) -> Places:

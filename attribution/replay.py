@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.capture import Edit, edited, only_at, places_on, read_by_logits_alone, rewritten, sites, supplied, tapped
+from attribution.capture import (
+    Edit,
+    edited,
+    needed,
+    only_at,
+    places_on,
+    read_by_logits_alone,
+    rewritten,
+    sites,
+    supplied,
+    tapped,
+)
 from attribution.models import Anatomy
 from attribution.samples import Batch
 
@@ -41,7 +52,8 @@ class Replay:
     @torch.no_grad()
     def __init__(self, parts: Anatomy, batch: Batch):
         self.parts, self.batch = parts, batch
-        self.scored = batch.scored[:, : batch.needed]
+        until = needed(parts, batch)
+        self.scored = batch.scored[:, :until]
         self.hidden: list[Tensor] = []
         self.through: list[dict[nn.Module, nn.Module]] = []
         self._calls: list[tuple[tuple, dict[str, Any]]] = []
@@ -54,7 +66,7 @@ class Replay:
         handles.append(parts.final_norm.register_forward_pre_hook(lambda _module, args: self.hidden.append(args[0])))
         try:
             with tapped(parts, sites(parts)) as self.activations:
-                hidden = parts.model.base_model(input_ids=batch.ids[:, : batch.needed], use_cache=False).last_hidden_state
+                hidden = parts.model.base_model(input_ids=batch.ids[:, :until], use_cache=False).last_hidden_state
                 self.logits = parts.unembed(hidden[self.scored.to(hidden.device)]).to(batch.ids.device)
         finally:
             for handle in handles:

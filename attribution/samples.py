@@ -349,7 +349,7 @@ class Batch:
 
     @cached_property
     def needed(self) -> int:
-        """Positions up to the last scored one, after which a causal model computes nothing that logits there depend on."""
+        """Positions up to the last scored one; a causal model computes nothing after it that logits there depend on."""
         return int(self.scored.any(0).nonzero().max()) + 1
 
 

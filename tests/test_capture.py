@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from attribution.capture import Site, edited, evaluating, logits_alone, scored_logits, sites, tapped, tapped_for_logits
 from attribution.models import anatomy, load
@@ -218,6 +219,49 @@ def test_taps_for_logits_keep_what_taps_keep(tiny, family, tied, batch):
             close(found[site][tokens], expected[site][tokens], 1e-10)
     for each in parameters:
         torch.testing.assert_close(found[each], expected[each], rtol=1e-9, atol=1e-12 * plain.abs().max().item())
+
+
+_SMALL = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 23}
+BY_LENGTH = {
+    "longrope": (
+        Phi3Config, {"max_position_embeddings": 40, "original_max_position_embeddings": 5, "pad_token_id": 0},
+        {"short_factor": [1.0] * 3, "long_factor": [9.0] * 3},
+    ),
+    "dynamic": (LlamaConfig, {"max_position_embeddings": 5}, {"factor": 8.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BY_LENGTH)
+@torch.no_grad()
+def test_no_position_is_left_out_where_rotations_are_chosen_by_the_length(kind):
+    """The longest sample has one token more than the length from which on others are chosen."""
+    config, lengths, factors = BY_LENGTH[kind]
+    rope = {"rope_type": kind, "rope_theta": 10.0, "original_max_position_embeddings": 5, **factors}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config(**_SMALL, **lengths, rope_parameters=rope)).eval()
+        for parameter in model.parameters():
+            parameter.normal_()
+    parts, batch = anatomy(model), batch_of(UNEQUAL)
+    shorter = model(input_ids=batch.ids[:, :-1]).logits[batch.scored[:, :-1]]
+    expected = model(input_ids=batch.ids).logits[batch.scored]
+    assert not torch.allclose(shorter, expected, rtol=1e-3)
+    close(logits_alone(parts, batch), expected)
+    close(Replay(parts, batch).logits, expected)
+
+
+@torch.enable_grad()
+def test_what_has_no_graph_leaves_one_to_the_rest_under_autocast(tiny, batch):
+    parts = anatomy(tiny("llama"))
+    weights = [module.weight for module in (parts.attention_out[-1], parts.mlp_out[-1], parts.layers[-1].mlp.up_proj)]
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = scored_logits(parts, batch)
+    with torch.autocast("cpu", torch.bfloat16), tapped_for_logits(parts, batch):
+        logits = scored_logits(parts, batch)
+        assert torch.is_autocast_cache_enabled()
+    assert not torch.allclose(plain, scored_logits(parts, batch), rtol=1e-4)  # it rounds
+    for found, expected in zip(gradients_of(logits, *weights), gradients_of(plain, *weights), strict=True):
+        close(found, expected, 0.05)
 
 
 @torch.enable_grad()

@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
+from attribution.capture import logits_alone
+from attribution.causes.gradient import first_order
+from attribution.causes.reference import zeros
 from attribution.cli import main
 from attribution.components import Components
 from attribution.doctor import Plan
@@ -103,6 +107,27 @@ def test_a_reading_holds_two_gradients_at_most_however_many_batches(tiny):
         return live.peak
 
     assert most(2) - most(1) > 0.9 * weights > 0.1 * weights > most(4) - most(2)
+
+
+def test_passes_are_counted_as_they_are_run():
+    """Products of matrices, by torch's own counter: of causes at every position, of readings where logits depend on them."""
+    size = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 100}
+    model = LlamaForCausalLM(LlamaConfig(**size, attn_implementation="eager")).eval()  # the counter knows its products
+    asked = samples, length, response = 4, 16, 3
+    row = Encoded(ids=tuple(range(1, length + 1)), start=length - response, weight=1.0, contrasts=())
+    components, batch, shapes = Components(model), collate([row] * samples), Shapes(model.config, "float32")
+
+    def flops(run, *given, **how):
+        with FlopCounterMode(display=False) as counter:
+            run(*given, **how)
+        return counter.get_total_flops()
+
+    causes = flops(first_order, components, batch, zeros(components.parts), log_odds)
+    assert shapes.causes(*asked).flops == pytest.approx(causes, rel=0.01)
+    sized, plain = (flops(read, components, [batch], log_odds, sized=sized) for sized in (True, False))
+    assert (shapes.probe(*asked).flops, shapes.refined(*asked).flops) == (sized, plain) and plain < 0.95 * sized
+    with torch.no_grad():
+        assert shapes.quiet(*asked).flops == flops(logits_alone, components.parts, batch)
 
 
 # Of models that are never loaded

@@ -6,6 +6,7 @@ Knows how a model is built; knows nothing about whether its row is right, see `i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,6 +54,13 @@ class Anatomy:
     def parallel(self) -> bool:
         """Whether attention and MLP of a layer both read its input."""
         return self.row.parallel and getattr(self.model.config, "use_parallel_residual", True)
+
+    @cached_property
+    def length_matters(self) -> bool:
+        """Whether rotations are chosen by how long a pass is (longrope, dynamic): a shorter one then gives other logits."""
+        told = [getattr(module, "rope_type", None) for module in self.model.modules()]  # one, or one for each type of layer
+        kinds = [kind for each in told for kind in (each.values() if isinstance(each, dict) else [each])]
+        return any(kind == "longrope" or "dynamic" in kind for kind in kinds if kind is not None)
 
     @property
     def embedding_scale(self) -> Tensor:

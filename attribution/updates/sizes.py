@@ -55,13 +55,13 @@ class Sizes:
             beside: of sites given at some tokens alone, activations at all others, to which no gradient reaches.
             scale: by which gradients are multiplied.
         """
-        tokens, real = _counted(mask)
+        tokens, real = counted(mask)
         for site, value in seen.items():
-            counted = None if site in beside else real
-            activation = squares(value, counted)
+            among = None if site in beside else real
+            activation = squares(value, among)
             if site in beside:
                 activation += squares(beside[site], None)
-            self.add_squares(site, activation, squares(gradients[site], counted) * scale**2, tokens)
+            self.add_squares(site, activation, squares(gradients[site], among) * scale**2, tokens)
 
     def add_rows(self, rows: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         """What rows put out at scored positions, Float [token, vocabulary], and the gradient with respect to it."""
@@ -123,7 +123,7 @@ class Sizes:
         return (total / tokens).sqrt()  # of nothing 0 / 0
 
 
-def _counted(mask: Tensor) -> tuple[int, Tensor | None]:
+def counted(mask: Tensor) -> tuple[int, Tensor | None]:
     """How many tokens are real, and which, as `squares` takes it."""
     tokens = int(mask.count_nonzero())  # a sum in half precision would round
     return tokens, None if tokens == mask.numel() else mask.flatten().float()
@@ -142,10 +142,10 @@ def squares(value: Tensor, real: Tensor | None) -> Tensor:
     if plain and real is None and torch.get_num_threads() == 1:
         array = value.numpy()  # in one visit, with no matrix in between: on one core in half the time
         return torch.from_numpy(np.einsum("tf,tf->f", array, array))
-    counted = value.new_ones(len(value), dtype=wide) if real is None else real.to(wide)
+    ones = value.new_ones(len(value), dtype=wide) if real is None else real.to(wide)
     tokens = max(1, BLOCK[value.device.type != "cpu"] // value.shape[-1])
     total = value.new_zeros(value.shape[-1], dtype=wide)
-    for block, those in zip(value.split(tokens), counted.split(tokens), strict=True):
+    for block, those in zip(value.split(tokens), ones.split(tokens), strict=True):
         # a norm over dim 0 takes 15 times as long; a product that is not in place runs in half precision under autocast
         total.addmv_(block.to(wide).square().t(), those)
     return total
@@ -171,7 +171,7 @@ class TrainingSizes(Watcher):
 
     def begin(self, mask: Tensor | None) -> None:
         """A pass begins, over tokens that are real where the mask [sample, position] is not 0; None: everywhere."""
-        self._tokens, self._real = (None, None) if mask is None else _counted(mask)
+        self._tokens, self._real = (None, None) if mask is None else counted(mask)
 
     def take(self) -> Sizes:
         """What was added since the last call."""

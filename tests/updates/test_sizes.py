@@ -55,6 +55,14 @@ def test_squares_are_the_same_in_blocks_and_by_one_thread(monkeypatch, threads, 
     assert torch.allclose(some.double(), wide[real.bool()].sum(0), rtol=1e-5)
 
 
+def test_tokens_are_counted_in_half_precision_too():
+    mask = torch.ones(8, 1024, dtype=torch.bfloat16)
+    assert sizes.counted(mask) == (8192, None)
+    mask[3, -1] = 0  # the sum of the others in bf16 is 8192
+    tokens, real = sizes.counted(mask)
+    assert tokens == 8191 and real is not None and real.sum() == 8191
+
+
 @pytest.fixture(scope="module")
 def words():
     return word_tokenizer([*"abcdefghijklmnopqrs"])  # with the four special tokens, as many as the tiny models know
