@@ -252,7 +252,7 @@ def test_no_position_is_left_out_where_rotations_are_chosen_by_the_length(kind):
 
 @torch.enable_grad()
 def test_what_has_no_graph_leaves_one_to_the_rest_under_autocast(tiny, batch, monkeypatch):
-    """Weights that are cast without a graph are not kept: torch before 2.10 would take them for the rest of the pass."""
+    """Weights that are cast without a graph are not kept: older torch would take them for the rest of the pass."""
     parts, kept = anatomy(tiny("llama")), set()
     modules = parts.attention_out[-1], parts.layers[-1].mlp.up_proj
     weights = [module.weight for module in modules]
