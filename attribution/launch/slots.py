@@ -8,6 +8,7 @@ its study was killed.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -155,6 +156,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _do_each(pipe: Connection) -> None:
+    settled = False  # what all jobs need is loaded
     while True:
         try:
             given = pipe.recv()
@@ -171,6 +173,10 @@ def _do_each(pipe: Connection) -> None:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         pipe.send(error)
+        if error is None and not settled:
+            gc.collect()
+            gc.freeze()  # modules, mostly, of which there are many: later trainers are collected without a look at them
+            settled = True
 
 
 def _one_thread() -> None:

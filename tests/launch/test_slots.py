@@ -1,16 +1,19 @@
 """Slots: jobs of one process leave those of the others alone, however it ends."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
+from multiprocessing import Pipe
 
 import pandas as pd
 import pytest
 
 from attribution.errors import RunError
-from attribution.launch import Ticket, end_with_parent, mark_lost, outcomes_in_slots
+from attribution.launch import Ticket, end_with_parent, mark_lost, outcomes_in_slots, slots
 from attribution.launch.job import log_of
 from attribution.launch.slots import _death
 from attribution.store import RunWriter, is_finished, read_run
@@ -88,6 +91,33 @@ def test_jobs_of_one_process_measure_the_model_before_training_once(job):
     pd.testing.assert_frame_equal(*starts)
     ends = [(frame := read_run(each.path).influence)[frame["step"] == 2] for each in (first, second)]
     assert len(ends[0]) and not ends[0]["effect"].equals(ends[1]["effect"]), "each trains on its own"
+
+
+def test_what_a_process_has_loaded_is_not_looked_through_after_each_job(monkeypatch):
+    """Once a job went well; what later ones leave behind in circles is collected as before."""
+
+    class Trainer:
+        def __init__(self):
+            self.itself = self
+
+    left, frozen, errors = [], [], {"fails": "no samples"}
+
+    def attempt(config, _path):
+        gc.collect()
+        frozen.append(gc.get_freeze_count())
+        left.append(weakref.ref(Trainer()))
+        return errors.get(config)
+
+    monkeypatch.setattr(slots, "attempt", attempt)
+    mine, theirs = Pipe()
+    for job in (*(("fails", ""), ("first", ""), ("second", ""), ("third", "")), None):
+        mine.send(job)
+    gc.unfreeze()  # what `conftest` froze, for the same reason; it ends frozen
+    slots._do_each(theirs)
+    assert [mine.recv() for _ in range(4)] == ["no samples", None, None, None]
+    assert frozen[:2] == [0, 0] and frozen[2] == frozen[3] > 10_000
+    gc.collect()
+    assert [each() for each in left] == [None] * 4
 
 
 def test_no_job_is_no_process():
