@@ -1,7 +1,8 @@
 """Samples and probe sets: JSONL in and out, and the only place in the package that tokenizes.
 
 A sample is a prompt, the response a training step rewards, and a weight. Text is tokenized once, jointly; a boundary
-that re-tokenizes differently, or a word the tokenizer does not know, is refused rather than trained on silently.
+that re-tokenizes differently, or a word the tokenizer does not know, is refused rather than trained on silently. torch is
+imported when the first batch is made.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from attribution.errors import DataError
 from attribution.texts import parsed, write_text
 from attribution.texts import text as text_of
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # label of a position that is not scored
@@ -308,6 +309,8 @@ class Batch:
 
     def repeated(self, copies: int) -> Batch:
         """This batch so many times over, copy after copy."""
+        import torch
+
         shift = torch.tensor([len(self), len(self.tokens), 0, 0], device=self.contrast.device)
         number = torch.arange(copies, device=shift.device)[:, None, None]
         whole = (self.ids, self.mask, self.labels)
@@ -320,6 +323,8 @@ class Batch:
     @cached_property
     def scored(self) -> Tensor:
         """Bool [sample, position]: whether the *next* token of this position is scored."""
+        import torch
+
         return torch.cat([self.labels[:, 1:] != IGNORED, torch.zeros_like(self.labels[:, :1], dtype=torch.bool)], dim=1)
 
     @cached_property
@@ -355,6 +360,8 @@ class Batch:
 
 def collate(encoded: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
     """Pad encoded samples to one batch."""
+    import torch
+
     length = max(len(e.ids) for e in encoded)
 
     def padded(rows: Iterable[Sequence[int]], fill: int) -> Tensor:

@@ -353,13 +353,18 @@ def embedded(name: str, root: str | os.PathLike[str], *, full: bool = False) -> 
     Raises:
         ConfigError: there is none of this name.
     """
-    from attribution.worlds.pool import write_kindland
     from attribution.worlds.studies import STUDIES
 
-    studies: dict[str, Callable[..., dict[str, Any]]] = {**STUDIES, "kindland": write_kindland}
+    studies: dict[str, Callable[..., dict[str, Any]]] = {**STUDIES, "kindland": _kindland}
     if name not in studies:
         raise ConfigError(f"unknown study {name!r}; expected {', '.join(studies)}, or a JSON file")
     return Study.model_validate(studies[name](Path(root) / name / "data", full=full))
+
+
+def _kindland(folder: Path, *, full: bool) -> dict[str, Any]:
+    from attribution.worlds.pool import write_kindland  # which imports torch
+
+    return write_kindland(folder, full=full)
 
 
 def collect(study: Study, root: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:

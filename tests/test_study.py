@@ -1,6 +1,8 @@
 """Studies: what the embedded one trains on and reads, how runs are done at once, and what is kept when some fail."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -166,6 +168,30 @@ def test_finished_runs_are_kept(done):
     assert run_study(study, root, tell=told.append) == {}
     assert told == ["2 of 2 runs are finished already"]
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*.parquet")} == before
+
+
+@pytest.mark.slow
+def test_what_does_no_run_imports_no_torch(done, tmp_path):
+    """To ask for runs, to judge what they recorded and to write the page takes none: only the runs' processes wait for it."""
+    study, root, _, _ = done
+    file = tmp_path / "study.json"
+    file.write_text(study.model_dump_json())
+    code = (
+        f"import sys; from attribution.cli import main; main(['study', {str(file)!r}, '--out', {str(root)!r}]);"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == [str(root / "small" / "report.html"), "[]"]
+    assert "2 of 2 runs are finished already" in told.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "kindland"])
+def test_an_embedded_study_is_written_without_torch(tmp_path, name):
+    code = (
+        f"import sys; from attribution.study import embedded, jobs; s = embedded({name!r}, {str(tmp_path)!r});"
+        f"print(len(list(jobs(s, {str(tmp_path)!r}))) > 1, sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True []\n"
 
 
 @pytest.mark.slow

@@ -10,14 +10,16 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from attribution.components import Components
 from attribution.errors import DataError
 from attribution.texts import content, parsed, write_text
+
+if TYPE_CHECKING:
+    from attribution.components import Components
 
 Mechanisms = dict[str, pd.DataFrame]
 FILE = "mechanisms.json"  # beside the weights of a model whose mechanisms are known

@@ -7,6 +7,7 @@ hold for that model only.
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -120,8 +121,8 @@ def largest(record: Record, kind: str, quantity: str) -> float:
 def against(record: Record, model: str, arm: str, probe: str, kind: str, across: str) -> pd.DataFrame:
     """Strengthening of single components and what it is held against, seeds averaged: layer, index, across, strengthening."""
     means = _means(record, model, arm, probe, kind)
-    table = means[["layer", "index", "strengthening"]].assign(across=means[across])
-    return table.astype({"strengthening": "float64", "across": "float64"}).dropna().reset_index(drop=True)
+    table = means[["layer", "index", "strengthening"]].assign(across=means[across].astype("float64"))
+    return table.dropna().reset_index(drop=True)
 
 
 def _means(record: Record, model: str, arm: str, probe: str, kind: str) -> pd.DataFrame:
@@ -130,7 +131,8 @@ def _means(record: Record, model: str, arm: str, probe: str, kind: str) -> pd.Da
     if key not in record.kept:
         rows = cells(record, model, arm, probe, kind)
         columns = [column for column in ("strengthening", *ACROSS) if column != "layer"]
-        record.kept[key] = rows[rows["index"] != REST].groupby(_PLACE)[columns].mean().reset_index()
+        means = rows[rows["index"] != REST].groupby(_PLACE)[columns].mean().astype("float64")
+        record.kept[key] = means.reset_index()
     return record.kept[key]
 
 
@@ -148,6 +150,7 @@ def stability(record: Record) -> Table:
     """How alike strengthening is in two seeds, and on two probe sets, by arm and kind, meaned over models."""
     probes = first(record, "probe")
 
+    @cache
     def wide(model: str, arm: str, probe: str, kind: str) -> pd.DataFrame:
         rows = cells(record, model, arm, probe, kind)
         return rows[rows["index"] != REST].pivot_table(index=_PLACE, columns="seed", values="strengthening").dropna()

@@ -1,4 +1,4 @@
-"""One run from its config to its report: cause, train and record, graft, report."""
+"""One run from its config to its report: cause, train and record, graft, report; torch is imported when one begins."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attribution.chat import is_bare
 from attribution.runs import checkpoints, stages
 from attribution.runs.config import RunConfig, digests
 from attribution.runs.faults import explained
-from attribution.runs.forecast import forecast_of
 from attribution.runs.stopping import Stopping, terminable
 from attribution.store import TRAINING, RunWriter, hold, is_finished, read_run
-from attribution.updates.starts import taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,6 +100,9 @@ def _go(given: stages.Material, path: Path, written: dict[str, Any], stopping: S
 def _stages(
     given: stages.Material, writer: RunWriter, checkpoint: Path | None, stopping: Stopping, stage: Callable[[str], None]
 ) -> None:
+    from attribution.chat import is_bare
+    from attribution.updates.starts import taken
+
     config, some, known = given.config, given.watched[0].samples, taken()
     if is_bare([*some, *given.probes[0].samples], given.tokenizer):
         stage(f"{config.model} has a chat template, in which these samples are not; `attribution chat` renders them in it")
@@ -129,6 +129,8 @@ def _stages(
 
 def _forecast(config: RunConfig) -> pd.DataFrame:
     """What the first step would strengthen: named sets, each on the probe sets that it belongs to."""
+    from attribution.runs.forecast import forecast_of
+
     found = forecast_of(config, top=0, compared=False).sets
     if config.sets_on is None:
         return found

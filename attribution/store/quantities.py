@@ -48,8 +48,9 @@ SHOWN: dict[str, dict[str, str]] = {  # the columns of what is drawn of a run, a
 }
 KINDS = ("head", "neuron", "row")
 TOP = 64  # neurons and rows of a layer that are kept one by one
-_COMPONENT = ["probe", "layer", "index"]
 _PLACE = ["kind", "layer", "index"]
+_KEYS = ["probe", *_PLACE]
+_BY_KIND = ["kind", "probe", "layer", "index"]
 _OF = ["model", "arm", "probe", "kind", "layer"]  # within which the largest are chosen
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,7 +83,6 @@ def causes(run: Run) -> pd.DataFrame:
     return table.astype({"layer": int, "index": int, "cause": "float64", "kl": "float64"}).reset_index(drop=True)
 
 
-@kept
 def per_component(run: Run, kind: str) -> pd.DataFrame:
     """The four quantities of every recorded component of one kind.
 
@@ -90,30 +90,14 @@ def per_component(run: Run, kind: str) -> pd.DataFrame:
         One row per probe set and component: probe, layer, index, the columns of `QUANTITIES` (NaN where not
         measured), and share_steps, the number of steps the share is summed over.
     """
-    influence, parts, grafts = (_single(frame, kind) for frame in (run.influence, run.parts, run.grafts))
-    last = influence.groupby("probe")["step"].transform("max")
-    before = _total(influence[influence["step"] == 0], "effect")
-    after = _total(influence[(influence["step"] == last) & (influence["step"] > 0)], "effect")
-    recorded = parts[parts["share"].notna()]
-    columns = {
-        "influence": before,
-        "strengthening": after - before,
-        "share": _total(recorded, "share"),
-        "share_steps": recorded.groupby(_COMPONENT)["step"].nunique(),
-        "graft": _total(grafts[grafts["step"] == grafts.groupby("probe")["step"].transform("max")], "graft"),
-    }
-    pieces = [column.rename(name) for name, column in columns.items() if len(column)]
-    if not pieces:
-        none = pd.DataFrame(columns=[*_COMPONENT, *columns])
-        return none.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
-    table = pd.concat(pieces, axis=1).reindex(columns=list(columns)).sort_index().reset_index()
-    return table.astype({"layer": int, "index": int, **dict.fromkeys(columns, "float64")})
+    every = _quantities(run)
+    return every[every["kind"] == kind].drop(columns="kind").reset_index(drop=True)
 
 
 def components(run: Run) -> pd.DataFrame:
     """Every recorded component with its four quantities, its cause and the rivals of that: `SHOWN`, but for `members`."""
-    table = pd.concat([per_component(run, kind).assign(kind=kind) for kind in KINDS], ignore_index=True)
-    table = table.merge(causes(run)[[*_PLACE, "cause"]], on=_PLACE, how="left").merge(_rivals(run), on=_PLACE, how="left")
+    table = _quantities(run).merge(causes(run)[[*_PLACE, "cause"]], on=_PLACE, how="left")
+    table = table.merge(_rivals(run), on=_PLACE, how="left")
     words = run.vocabulary
     rows = (table["kind"] == "row") & (table["index"] < len(words))
     table["word"] = [words[index] if row else "" for row, index in zip(rows, table["index"], strict=True)]
@@ -122,15 +106,13 @@ def components(run: Run) -> pd.DataFrame:
 
 def timelines(run: Run) -> pd.DataFrame:
     """Share and influence of every component over steps: `SHOWN`. Shares of those alone that were read at every step."""
-    keys = ["probe", *_PLACE]
-    shares = pd.concat([_single(run.components, kind) for kind in KINDS], ignore_index=True)
-    shares = shares.loc[shares["share"].notna(), ["step", *keys, "share"]].astype({"share": "float64"})
-    read = shares.groupby(keys)["step"].transform("nunique")
+    shares = _single(run.components)
+    shares = shares.loc[shares["share"].notna(), ["step", *_KEYS, "share"]].astype({"share": "float64"})
+    read = shares.groupby(_KEYS)["step"].transform("nunique")
     shares = shares[read == shares.groupby("probe")["step"].transform("nunique")].sort_values("step")
-    shares["share"] = shares.groupby(keys)["share"].cumsum()
-    influence = pd.concat([_single(run.influence, kind) for kind in KINDS], ignore_index=True)
-    influence = influence[["step", *keys, "effect"]].rename(columns={"effect": "influence"}).astype({"influence": "float64"})
-    both = shares.merge(influence.dropna(), on=["step", *keys], how="outer")
+    shares["share"] = shares.groupby(_KEYS)["share"].cumsum()
+    influence = _single(run.influence)[["step", *_KEYS, "effect"]].rename(columns={"effect": "influence"})
+    both = shares.merge(influence.astype({"influence": "float64"}).dropna(), on=["step", *_KEYS], how="outer")
     return both.astype({"step": int, "layer": int, "index": int})[list(SHOWN["courses"])]
 
 
@@ -197,11 +179,34 @@ def _small(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({column: "float32" for column in frame if frame[column].dtype == "float64"})
 
 
-def _single(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Rows of single components of one kind on held-out probe sets: no whole layers, no remainder, nothing trained on."""
-    return plain(frame[(frame["kind"] == kind) & (frame["index"] >= 0) & ~frame["probe"].isin((BATCH, TRAINING))])
+@kept
+def _quantities(run: Run) -> pd.DataFrame:
+    """`per_component` of every kind, with the column kind before the others."""
+    influence, parts, grafts = (_single(frame) for frame in (run.influence, run.parts, run.grafts))
+    of = ["kind", "probe"]
+    last = influence.groupby(of)["step"].transform("max")
+    before = _total(influence[influence["step"] == 0], "effect")
+    after = _total(influence[(influence["step"] == last) & (influence["step"] > 0)], "effect")
+    recorded = parts[parts["share"].notna()]
+    columns = {
+        "influence": before,
+        "strengthening": after - before,
+        "share": _total(recorded, "share"),
+        "share_steps": recorded.groupby(_BY_KIND)["step"].nunique(),
+        "graft": _total(grafts[grafts["step"] == grafts.groupby(of)["step"].transform("max")], "graft"),
+    }
+    pieces = [column.rename(name) for name, column in columns.items() if len(column)]
+    numbers = {"layer": int, "index": int, **dict.fromkeys(columns, "float64")}
+    if not pieces:
+        return pd.DataFrame(columns=[*_BY_KIND, *columns]).astype(numbers)
+    return pd.concat(pieces, axis=1).reindex(columns=list(columns)).sort_index().reset_index().astype(numbers)
+
+
+def _single(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of single components on held-out probe sets: no whole layers, no remainder, nothing trained on."""
+    return plain(frame[frame["kind"].isin(KINDS) & (frame["index"] >= 0) & ~frame["probe"].isin((BATCH, TRAINING))])
 
 
 def _total(rows: pd.DataFrame, column: str) -> pd.Series:
-    values = rows[[*_COMPONENT, column]].astype({column: "float64"})
-    return values.groupby(_COMPONENT)[column].sum(min_count=1).dropna()
+    values = rows[[*_BY_KIND, column]].astype({column: "float64"})
+    return values.groupby(_BY_KIND)[column].sum(min_count=1).dropna()

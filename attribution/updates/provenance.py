@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attribution.components import Components
+if TYPE_CHECKING:
+    from attribution.components import Components
 
 LIBRARIES = ("attribution", "torch", "transformers", "trl", "accelerate", "numpy", "pandas")
 
