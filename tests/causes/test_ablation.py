@@ -4,6 +4,9 @@ The loop runs every sample alone and without padding, finds modules by their nam
 references itself: it shares nothing with the package.
 """
 
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +20,7 @@ from turns import in_turn
 from attribution.capture import sites
 from attribution.causes import ablate, ablation, attribute
 from attribution.causes import given as given_samples
+from attribution.causes.projected import Projected
 from attribution.components import Component, Components
 from attribution.metrics import log_odds
 from attribution.models import anatomy
@@ -126,15 +130,9 @@ def reference(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def closed_form(monkeypatch):
-    """As in wide models: the tiny ones would run the projections."""
-    monkeypatch.setattr(ablation, "CLOSED_FROM", 0)
-
-
 def test_projections_combined_or_run_give_the_same(tiny, tokenizer, samples, agree, monkeypatch):
     combined = attribute(tiny("llama"), tokenizer, samples)
-    monkeypatch.setattr(ablation, "CLOSED_FROM", 10**6)
+    monkeypatch.setattr(Projected, "of", lambda *_: None)
     run = attribute(tiny("llama"), tokenizer, samples)
     agree(combined.per_sample, run.per_sample)
     assert combined.passes == run.passes
@@ -269,3 +267,29 @@ def test_a_sample_is_its_own_counterfactual_without_effect(tiny, tokenizer, samp
     units = found[found["kind"] != "row"]
     assert units["effect"].abs().max() < 1e-5 and units["kl"].abs().max() < 1e-6
     assert found[found["kind"] == "row"]["effect"].abs().max() > 1e-2
+
+
+AGAIN = """
+import resource
+import torch
+from attribution.causes import attribute
+from attribution.components import Components
+from attribution.models import load
+from attribution.samples import Sample
+from attribution.worlds import planted
+
+torch.set_num_threads(1)
+model, tokenizer = load("planted/31")
+samples = [Sample(**row) for row in planted.prompts(64, 1)]
+chosen = Components(model).table.query("kind == 'neuron' and layer == 0").iloc[:48]
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    attribute(model, tokenizer, samples, components=chosen)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library keeps what is freed as it likes")
+def test_pages_are_not_asked_for_anew_in_every_pass():
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000
