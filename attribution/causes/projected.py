@@ -9,13 +9,15 @@ Knows norms and projections; knows nothing about why a vector is added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from attribution.replay import Replay
+from attribution.sharding import present
 
 EXACT = 1e-5  # relative; a norm whose outputs its formula does not give so closely is run for each ablation
 
@@ -30,12 +32,13 @@ class Norm(NamedTuple):
 
     @classmethod
     def of(cls, module: Any, hidden: Tensor) -> Norm | None:
-        """The formula of a norm, checked on these inputs; None where it has another."""
+        """The formula of a norm whose weights are here, checked on these inputs; None where it has another, or is elsewhere."""
         gain, eps = getattr(module, "weight", None), getattr(module, "eps", getattr(module, "variance_epsilon", None))
-        if not isinstance(gain, Tensor) or eps is None:
+        if not isinstance(gain, Tensor) or eps is None or gain.device != hidden.device:
             return None
         bias = getattr(module, "bias", None)
-        found = cls(gain, torch.zeros_like(gain) if bias is None else bias, eps, isinstance(module, nn.LayerNorm))
+        gain, bias = gain.detach().clone(), torch.zeros_like(gain) if bias is None else bias.detach().clone()
+        found = cls(gain, bias, eps, isinstance(module, nn.LayerNorm))  # copies: the module's own may go elsewhere again
         expected, stream = module(hidden), found.direction(hidden)
         given = found.gain * stream * (stream.square().mean(-1, keepdim=True) + eps).rsqrt() + found.bias
         return found if (given - expected).abs().max() <= EXACT * expected.abs().max() else None
@@ -48,17 +51,20 @@ class Projected:
     """The projections of one layer that read its input through a norm.
 
     Args:
+        model: whose weights may be sharded, or offloaded.
         hidden: input of the layer in the intact pass, Float [sample, position, width].
         through: those projections, by their norm.
     """
 
-    def __init__(self, hidden: Tensor, through: Mapping[nn.Module, tuple[Norm, Sequence[nn.Module]]]):
-        self.hidden, self.through = hidden, through
-        self._known = {
-            projection: _linear(projection, norm(hidden), formula.bias)
-            for norm, (formula, projections) in through.items()
-            for projection in projections
-        }
+    def __init__(self, model: nn.Module, hidden: Tensor, through: Mapping[nn.Module, tuple[Norm, Sequence[nn.Module]]]):
+        self.model, self.hidden, self.through = model, hidden, through
+        every = [*through, *(each for _, projections in through.values() for each in projections)]
+        with _present(model, every):
+            self._known = {
+                projection: _linear(projection, norm(hidden), formula.bias)
+                for norm, (formula, projections) in through.items()
+                for projection in projections
+            }
 
     @classmethod
     def of(cls, replay: Replay, layer: int) -> Projected | None:
@@ -66,11 +72,15 @@ class Projected:
         if layer == replay.parts.depth or replay.hidden[layer].dtype.itemsize < 4:
             return None
         hidden, through = replay.hidden[layer], {}
-        for projection, norm in replay.through[layer].items():
-            formula = through[norm][0] if norm in through else Norm.of(norm, hidden)
-            if formula is not None:
+        model, norms = replay.parts.model, replay.through[layer]
+        formulas = {}
+        for norm in dict.fromkeys(norms.values()):
+            with present(model, norm):
+                formulas[norm] = Norm.of(norm, hidden)
+        for projection, norm in norms.items():
+            if (formula := formulas[norm]) is not None:
                 through.setdefault(norm, (formula, []))[1].append(projection)
-        return cls(hidden, through) if through else None
+        return cls(model, hidden, through) if through else None
 
     def __call__(self, change: Tensor, written: Tensor) -> dict[nn.Module, Tensor]:
         """What norms and projections put out, by module, each Float [copy * sample, position, feature].
@@ -87,10 +97,11 @@ class Projected:
             kept, added = self._scales(formula, change, written)
             found[norm] = unknown.expand(change.shape.numel() // self.hidden[0, :, 0].numel(), *self.hidden.shape[1:])
             vectors = formula.gain * formula.direction(written)
-            for projection in projections:
+            with _present(self.model, projections):
+                of_vectors = [projection(vectors) for projection in projections]
+            for projection, put_out in zip(projections, of_vectors, strict=True):
                 intact, constant, bias = self._known[projection]
-                of_vectors = projection(vectors) if bias is None else projection(vectors) - bias
-                out = (intact * kept).addcmul_(added, of_vectors[:, None, None])
+                out = (intact * kept).addcmul_(added, (put_out if bias is None else put_out - bias)[:, None, None])
                 found[projection] = (out if constant is None else out.add_(constant)).flatten(0, 1)
         return found
 
@@ -107,6 +118,14 @@ class Projected:
         scale = (after.clamp_min(0) + norm.eps).rsqrt()
         kept, added = scale * (before + norm.eps).sqrt(), scale * change
         return kept[..., None].to(self.hidden.dtype), added[..., None].to(self.hidden.dtype)
+
+
+@contextmanager
+def _present(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(present(model, module))
+        yield
 
 
 def _linear(projection: nn.Module, normed: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

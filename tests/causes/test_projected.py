@@ -63,6 +63,7 @@ def test_a_norm_of_another_formula_is_not_taken_for_one():
 
     assert Norm.of(Other(8, eps=1e-6), hidden) is None
     assert Norm.of(nn.Identity(), hidden) is None
+    assert Norm.of(nn.RMSNorm(8, eps=1e-6, device="meta"), hidden) is None
 
 
 def test_where_one_vector_is_most_of_the_stream_what_is_left_is_still_right():
@@ -78,6 +79,6 @@ def test_where_one_vector_is_most_of_the_stream_what_is_left_is_still_right():
         formula = Norm.of(norm, hidden)
         assert formula is not None
         change = torch.full((1, 1, 2), -300.0)
-        out = Projected(hidden, {norm: (formula, [projection])})(change, vector[None])[projection]
+        out = Projected(norm, hidden, {norm: (formula, [projection])})(change, vector[None])[projection]
         expected = projection(norm(rest))
     assert (out - expected).abs().max() < 3e-4 * expected.abs().max()  # what float32 keeps of the sum
