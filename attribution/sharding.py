@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -221,8 +221,16 @@ def check_callable(model: nn.Module) -> None:
 
 
 @contextmanager
-def present(model: nn.Module, module: nn.Module) -> Iterator[None]:
-    """Have a module's own weights here and whole inside the block: gathered where sharded, loaded where offloaded."""
+def present(model: nn.Module, *modules: nn.Module) -> Iterator[None]:
+    """Have these modules' own weights here and whole inside the block: gathered where sharded, loaded where offloaded."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_present(model, module))
+        yield
+
+
+@contextmanager
+def _present(model: nn.Module, module: nn.Module) -> Iterator[None]:
     own = list(module.parameters(recurse=False))
     if any(parameter.is_meta for parameter in own):
         from accelerate.utils import align_module_device

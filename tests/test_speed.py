@@ -133,6 +133,13 @@ def test_a_tiny_run_fills_every_row_and_goes_on_from_what_is_finished(subject, s
     assert measured == [1] and "recorded step | layers" in out.read_text() and "| 277 |" in out.read_text()
 
 
+def test_the_study_is_not_measured_beside_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "help_row", lambda: Row("`attribution --help`", "", "", None, ""))
+    monkeypatch.setattr(speed, "study_row", lambda: pytest.fail("it was run"))
+    speed.main(model=(), device="cuda", growth=False, out=tmp_path / "speed.md")
+    assert "seconds | ≤ 300 | not measured |" in (tmp_path / "speed.md").read_text()
+
+
 @pytest.mark.parametrize("exponent", [1.0, 2.0])
 def test_an_exponent_is_that_of_the_power_law(exponent):
     sizes = (2, 4, 8, 16)

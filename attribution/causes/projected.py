@@ -9,8 +9,7 @@ Knows norms and projections; knows nothing about why a vector is added.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +58,7 @@ class Projected:
     def __init__(self, model: nn.Module, hidden: Tensor, through: Mapping[nn.Module, tuple[Norm, Sequence[nn.Module]]]):
         self.model, self.hidden, self.through = model, hidden, through
         every = [*through, *(each for _, projections in through.values() for each in projections)]
-        with _present(model, every):
+        with present(model, *every):
             self._known = {
                 projection: _linear(projection, norm(hidden), formula.bias)
                 for norm, (formula, projections) in through.items()
@@ -97,7 +96,7 @@ class Projected:
             kept, added = self._scales(formula, change, written)
             found[norm] = unknown.expand(change.shape.numel() // self.hidden[0, :, 0].numel(), *self.hidden.shape[1:])
             vectors = formula.gain * formula.direction(written)
-            with _present(self.model, projections):
+            with present(self.model, *projections):
                 of_vectors = [projection(vectors) for projection in projections]
             for projection, put_out in zip(projections, of_vectors, strict=True):
                 intact, constant, bias = self._known[projection]
@@ -118,14 +117,6 @@ class Projected:
         scale = (after.clamp_min(0) + norm.eps).rsqrt()
         kept, added = scale * (before + norm.eps).sqrt(), scale * change
         return kept[..., None].to(self.hidden.dtype), added[..., None].to(self.hidden.dtype)
-
-
-@contextmanager
-def _present(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(present(model, module))
-        yield
 
 
 def _linear(projection: nn.Module, normed: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
