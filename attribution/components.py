@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from attribution.errors import ConfigError, ModelError
 from attribution.models import Anatomy, ExpertsOut, anatomy
 from attribution.sharding import Processes, gradients, rows_here, settle, shards
-from attribution.uses import Use, sums_of_all
+from attribution.uses import Made, Use, sums_of_all
 
 KINDS = ("head", "neuron", "row")
 OUTPUT = "writing"  # the part whose <weight, gradient> is the component's first-order cause
@@ -63,6 +63,7 @@ class Components:
             raise ModelError("a mixture of experts in shards is not read; open it where it fits in the memory of one process")
         self.parts = model if isinstance(model, Anatomy) else anatomy(model)
         self._cut: list[tuple[Tensor, Tensor]] | None = None  # tokens and embeddings of a pass, see `_parted`
+        self._owned: dict[tuple[str, ...], Tensor] = {}  # group of each sum of these uses
         p = self.parts
         layers, heads, neurons = p.depth, p.heads, p.neurons
         self._counts = {"head": heads, "neuron": neurons, "row": p.vocabulary}  # of each layer; of the model
@@ -104,6 +105,12 @@ class Components:
     def output_groups(self) -> np.ndarray:
         """Group id of the output weights of every component, in the order of `table`."""
         return np.flatnonzero((self.groups["part"] == OUTPUT) & (self.groups["kind"] != "remainder"))
+
+    @cached_property
+    def of_features(self) -> Tensor:
+        """Int64 [feature]: position in `table` of whose each feature is: `head_dim` of a head, one of a neuron or row."""
+        widths = np.where(self.table["kind"] == "head", self.parts.head_dim, 1)
+        return torch.as_tensor(np.repeat(np.arange(len(self)), widths))
 
     def positions(self, chosen: Iterable[Component] | pd.DataFrame) -> np.ndarray:
         """Positions in `table` of a set of components, sorted and without repetition.
@@ -160,18 +167,19 @@ class Components:
         made = of or (lambda value: value)
         found = ((use, value(use)) for use in self.by_shape if use.output or not output_only)
         visits = ((use, given if isinstance(given, tuple) else (given,)) for use, given in found if given is not None)
-        sums = sums_of_all(visits, lambda *blocks: [made(*blocks)], self.elements)
-        return self.grouped({name: each for name, (each,) in sums.items()})
+        return self.grouped(sums_of_all(visits, lambda *blocks: [made(*blocks)], self.elements))[0]
 
-    def grouped(self, sums: Mapping[str, Tensor]) -> Tensor:
-        """Sums by the name of a use, as `Use.sums` makes them, within every group: Float64 [groups], on the CPU."""
-        total = torch.zeros(self.group_count, dtype=torch.float64)
+    def grouped(self, sums: Mapping[str, Tensor], quantities: int = 1) -> Tensor:
+        """Sums by the name of a use, as `Use.sums` makes them, within every group: Float64 [quantity, groups], on the CPU."""
+        total = torch.zeros(quantities, self.group_count, dtype=torch.float64)
         if sums:
-            device = next(iter(sums.values())).device
-            owners = [use.here(use.owners) for use in self.uses if use.name in sums]
-            # a device is waited for once, not for each use
-            together = torch.cat([sums[use.name].to(device) for use in self.uses if use.name in sums])
-            total.index_add_(0, torch.cat(owners), together.cpu().double())
+            names = tuple(sums)
+            if names not in self._owned:
+                here = {use.name: use.here(use.owners) for use in self.uses}
+                self._owned[names] = torch.cat([here[name] for name in names])
+            device = sums[names[0]].device  # which is waited for once, not for each use
+            together = torch.cat([each.to(device) for each in sums.values()], dim=1).cpu().double()
+            total.index_add_(1, self._owned[names], together)
         return self.together.sum(total)
 
     @cached_property
@@ -204,17 +212,24 @@ class Components:
         Returns:
             Float64 [components], in the order of `table`.
         """
+        uses = [use for use in self.by_shape if use.output and use.name in gradients]
+        return self._with_gradients(uses, gradients, _product, 1)[0][torch.as_tensor(self.output_groups)]
 
-        rows, units = [], []
-        for use in self.by_shape:
-            if use.output and use.name in gradients:
-                (rows if use.module is self.parts.unembedding else units).append(use)
-        visits = ((use, (use.values, gradients[use.name])) for use in units)
-        sums = {name: each for name, (each,) in sums_of_all(visits, lambda *both: [torch.mul(*both)], self.elements).items()}
+    def norms_and_causes(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """In one visit, squared norms of weights and of these gradients, Float64 [groups] each, and `first_order`."""
+        weights, given, causes = self._with_gradients(self.by_shape, gradients, _squares_and_product, 3)
+        return weights, given, causes[torch.as_tensor(self.output_groups)]
+
+    def _with_gradients(self, uses: Iterable[Use], gradients: Mapping[str, Tensor], of: Made, quantities: int) -> Tensor:
+        """Sums of what `of` makes of weights, gradients (zero where missing) and, of rows, the mean row: [quantity, groups]."""
+        visits, rows = [], []
+        for use in uses:
+            (rows if use.output and use.module is self.parts.unembedding else visits).append(use)
+        sums = sums_of_all(((use, (use.values, use.given(gradients))) for use in visits), of, self.elements)
         for use in rows:
-            centred = partial(_from_mean, self._mean_row(use.values))
-            sums[use.name] = use.sums(use.values, gradients[use.name], of=centred)
-        return self.grouped(sums)[torch.as_tensor(self.output_groups)]
+            mean = self._mean_row(use.values)
+            sums[use.name] = use.sums(use.values, use.given(gradients), of=partial(of, mean=mean))
+        return self.grouped(sums, quantities)
 
     def gradients(self, scalar: Tensor, also: Mapping[Any, Tensor] | None = None) -> dict[Any, Tensor]:
         """Gradient of a scalar for every use, and for further tensors by their keys, without touching `.grad`.
@@ -415,5 +430,11 @@ class Components:
         return "biases" if attribute == "bias" else "other"
 
 
-def _from_mean(mean: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-    return (weight - mean) * gradient
+def _product(weight: Tensor, gradient: Tensor, mean: Tensor | None = None) -> Iterator[Tensor]:
+    yield weight * gradient if mean is None else (weight - mean).mul_(gradient)
+
+
+def _squares_and_product(weight: Tensor, gradient: Tensor, mean: Tensor | None = None) -> Iterator[Tensor]:
+    yield weight.square()
+    yield gradient.square()
+    yield from _product(weight, gradient, mean)

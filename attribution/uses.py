@@ -5,8 +5,9 @@ Knows axes and owners; knows nothing about what an owner is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from attribution.sharding import local
 
 BLOCK = 2**20, 2**24  # elements of an array that is made at a time: on a CPU, where larger ones get new pages, and elsewhere
-STACKED = 2**14, 2**20, 2**24  # elements of uses that are visited together: on a CPU; elsewhere at least, and at most
+STACKED = 2**17, 2**20, 2**24  # elements of uses that are visited together: on a CPU; elsewhere at least, and at most
 _WIDE = (torch.float32, torch.float64)
+
+Made = Callable[..., Iterable[Tensor]]  # makes, of arrays, others to sum; each is summed before the next is asked for
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,21 @@ class Use:
             return each
         return each.view([self.sharded.shape[axis] for axis in self.axes])[self.rows].reshape(-1)
 
-    def sums(self, *arrays: Tensor, of: Callable[..., Tensor]) -> Tensor:
-        """Sum of an array shaped like `values` over every axis but `axes`: one number per owner entry that lies here.
+    def sums(self, *arrays: Tensor, of: Made) -> Tensor:
+        """Sums over every axis of `values` but `axes`: Float [quantity, owner entry], of what lies here.
+
+        What is summed is made a block at a time, so that no array as large as the parameter is: it would take as much memory
+        again and, on a CPU, the time that new pages take.
 
         Args:
-            arrays: what it is made from.
-            of: makes it, element by element.
+            arrays: shaped like `values`.
+            of: makes the quantities of them, element by element.
         """
-        return self.several_sums(*arrays, of=lambda *blocks: [of(*blocks)])[0]
+        return _sums(arrays, self.axes, of)
 
-    def several_sums(self, *arrays: Tensor, of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
-        """`sums` of several arrays that are made together, each element by element.
-
-        They are made a block at a time, so that no array as large as the parameter is: it would take as much memory again and,
-        on a CPU, the time that new pages take.
-        """
-        return _several_sums(arrays, self.axes, of)
+    def given(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Of arrays by the names of uses that of this one; zeros that take no memory where there is none."""
+        return arrays[self.name] if self.name in arrays else self.values.new_zeros(()).expand_as(self.values)
 
     def spread(self, each: Tensor) -> Tensor:
         """One number, or truth, per owner entry, where `values` are and shaped to broadcast against them."""
@@ -89,28 +91,26 @@ def stacked(whole: int, device: torch.device | str) -> int:
     return on_cpu if torch.device(device).type == "cpu" else min(most, max(least, whole // 8))
 
 
-def sums_of_all(
-    visits: Iterable[tuple[Use, Sequence[Tensor]]], of: Callable[..., Sequence[Tensor]], whole: int
-) -> dict[str, list[Tensor]]:
-    """`Use.several_sums` of many uses, by name; small ones that follow one another in one shape are visited together.
+def sums_of_all(visits: Iterable[tuple[Use, Sequence[Tensor]]], of: Made, whole: int) -> dict[str, Tensor]:
+    """`Use.sums` of many uses, by name; small ones that follow one another in one shape are visited together.
 
     Args:
         visits: uses, and the arrays of each, which may be made on the way.
-        of: see `Use.several_sums`.
+        of: see `Use.sums`.
         whole: elements of all parameters.
     """
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, Tensor] = {}
     alike: list[tuple[Use, Sequence[Tensor]]] = []
 
     def visit() -> None:
         arrays, axes = [each for _, each in alike], alike[0][0].axes
         if len(alike) == 1:
-            sums = [[each] for each in _several_sums(arrays[0], axes, of)]
+            sums = (_sums(arrays[0], axes, of),)
         else:
             together = [torch.stack(each) for each in zip(*arrays, strict=True)]
-            flat = _several_sums(together, (0, *(axis + 1 for axis in axes)), of)
-            sums = [each.view(len(alike), -1).unbind() for each in flat]
-        found.update({use.name: [*own] for (use, _), *own in zip(alike, *sums, strict=True)})
+            flat = _sums(together, (0, *(axis + 1 for axis in axes)), of)
+            sums = flat.view(len(flat), len(alike), -1).unbind(1)
+        found.update({use.name: own for (use, _), own in zip(alike, sums, strict=True)})
         alike.clear()
 
     kind, room = None, 0
@@ -126,20 +126,19 @@ def sums_of_all(
     return found
 
 
-def _several_sums(arrays: Sequence[Tensor], axes: Sequence[int], of: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
-    first = arrays[0]
+def _sums(arrays: Sequence[Tensor], axes: Sequence[int], of: Made) -> Tensor:
+    first, summed = arrays[0], partial(_summed, axes=axes)
     block = BLOCK[first.device.type != "cpu"]
     if first.numel() <= block:
-        return [_summed(each, axes).reshape(-1) for each in of(*map(_wide, arrays))]
+        return torch.stack([*map(summed, of(*map(_wide, arrays)))]).flatten(1)
     totals: list[Tensor] = []
     for place in _blocks(first.shape, block):
-        parts = [_summed(each, axes) for each in of(*(_wide(array[place]) for array in arrays))]
-        shape = [size if axis in axes else 1 for axis, size in enumerate(first.shape)]
-        totals = totals or [part.new_zeros(shape) for part in parts]
         kept = tuple(there if axis in axes else slice(None) for axis, there in enumerate(place))
-        for total, part in zip(totals, parts, strict=True):
-            total[kept] += part
-    return [total.reshape(-1) for total in totals]
+        for number, part in enumerate(map(summed, of(*(_wide(array[place]) for array in arrays)))):
+            if number == len(totals):
+                totals.append(part.new_zeros([size if axis in axes else 1 for axis, size in enumerate(first.shape)]))
+            totals[number][kept] += part
+    return torch.stack(totals).flatten(1)
 
 
 def _summed(values: Tensor, axes: Sequence[int]) -> Tensor:

@@ -67,8 +67,10 @@ def test_sums_made_a_few_rows_at_a_time_are_those_of_the_whole(monkeypatch, inde
     torch.testing.assert_close(index.reduce(lambda use: pairs[use.name], product), whole, rtol=1e-13, atol=0)
     assert all(elements <= block or rows == 1 for elements, rows in made)
     assert len(made) > len(index.uses) or block == 10**6
-    found = index.uses[0].several_sums(*pairs[index.uses[0].name], of=lambda left, right: [left * right, left])
-    assert [each.shape for each in found] == [index.uses[0].sums(*pairs[index.uses[0].name], of=product).shape] * 2
+    use = index.uses[0]
+    left, right = pairs[use.name]
+    found = use.sums(left, right, of=lambda left, right: [left * right, left])
+    torch.testing.assert_close(found, torch.cat([use.sums(both, of=lambda each: [each]) for both in (left * right, left)]))
 
 
 @pytest.mark.parametrize("stacked", [700, 10**6])

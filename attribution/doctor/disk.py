@@ -69,7 +69,8 @@ def disk(components: Components, plan: Plan, small: bool, seconds: float) -> Dis
 
     def frame(step: int, whole: bool) -> pd.DataFrame:
         names = [BATCH, *(f"probe {number}" for number in range(plan.probes if plan.share_passes else 0))]
-        return pd.concat([rows.frame(step, name, _columns(components, rows, name, again, some), whole=whole) for name in names])
+        made = (rows.frame(step, name, _columns(components, rows, name, again, some), whole=whole) for name in names)
+        return pd.concat([pd.DataFrame(each) for each in made])
 
     first = frame(1, False)
     together = int(max(1, min(FLUSH_SECONDS / seconds, plan.max_steps, SAMPLED // len(first))))

@@ -90,7 +90,7 @@ def _in_training(
     divergence = 5 * plan.response * found.rows * 4  # of a sample, from logits before and after
     behaviour = shapes.quiet(read_of(plan), plan.length, plan.response).peak + read_of(plan) * divergence
     of_probes = min(plan.probe_samples, BATCH_SIZE) * divergence if plan.probes else 0
-    made = (3 if wide >= 4 else 6) * 4  # bytes of the arrays that are made of an element before and after, and its gradient
+    made = (2 if wide >= 4 else 5) * 4  # bytes of the arrays that are made of an element before and after, and its gradient
     block = made * min(found.largest, BLOCK[device != "cpu"])  # at a time
     compared = max(block, (made + 3 * wide) * min(found.used, stacked(found.used, device)))  # small ones stacked
     planned = 4 * PLANNED * min(found.largest, BLOCK[device != "cpu"]) if wide < 4 and not plan.lora else 0  # it rounds

@@ -43,7 +43,7 @@ from attribution.store.columns import (
 from attribution.store.files import read_json, write_atomic, write_json, write_page
 from attribution.store.reader import Run, find_runs, read_run
 from attribution.store.studies import STUDY_COLUMNS, RecordedStudy, read_study
-from attribution.store.writer import RunWriter, Unwritten, claim, config_hash, hold, is_finished
+from attribution.store.writer import Columns, RunWriter, Unwritten, claim, config_hash, hold, is_finished
 
 __all__ = [
     "BASE_MEAN",
@@ -56,6 +56,7 @@ __all__ = [
     "SAMPLES",
     "STUDY_COLUMNS",
     "TRAINING",
+    "Columns",
     "RecordedStudy",
     "Run",
     "RunWriter",

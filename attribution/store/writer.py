@@ -41,6 +41,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
 LINES = "samples.jsonl"
 
 
+class Columns(dict[str, Any]):
+    """Many rows by column: arrays, or one value for all. A frame is made of them only when they are written."""
+
+
 class RunWriter:
     """Writes one run directory. Rows are collected per frame and leave memory at `flush`.
 
@@ -119,7 +123,7 @@ class RunWriter:
             self._lines = (length, crc32(self.path / LINES), [])
 
     def add(self, frame: str, rows: pd.DataFrame | Mapping[str, Any]) -> None:
-        """Append rows, or one row by column, to one of the frames in `COLUMNS`; columns that are not there become null."""
+        """Append rows, `Columns` of them or one row by column, to one of the frames in `COLUMNS`; what is left out is null."""
         unknown = set(rows) - set(COLUMNS[frame])
         if unknown:
             raise ValueError(f"columns {sorted(unknown)} are not documented in COLUMNS[{frame!r}]")
@@ -291,9 +295,12 @@ def is_finished(path: str | os.PathLike[str]) -> bool:
 def _joined(pieces: list[pd.DataFrame | Mapping[str, Any]]) -> pd.DataFrame:
     """Frames and single rows in their order; a frame of many rows is made once, at the end."""
     found: list[pd.DataFrame] = []
-    for single, group in groupby(pieces, key=lambda piece: not isinstance(piece, pd.DataFrame)):
-        rows = list(group)
-        found += [pd.DataFrame(rows)] if single else rows
+    for kind, group in groupby(pieces, key=type):
+        rows: list[Any] = list(group)
+        if issubclass(kind, Columns):
+            found += [pd.DataFrame(each, copy=False) for each in rows]
+        else:
+            found += rows if issubclass(kind, pd.DataFrame) else [pd.DataFrame(rows)]
     return pd.concat(found, ignore_index=True)
 
 

@@ -231,13 +231,18 @@ class BatchWatch(Watcher):
                 found[use.name] = gradient if watched.consumed_scale == 1 else gradient / watched.consumed_scale
         return found
 
-    def causes(self, watched: Watched, gradients: Mapping[str, Tensor]) -> Tensor:
+    def causes(self, watched: Watched, gradients: Mapping[str, Tensor], first_order: Tensor) -> Tensor:
         """First-order causes from those gradients, clipping undone: Float64 [components].
 
         Of the summed log-probability of the batch where its normalizer is known, else of minus the loss.
+
+        Args:
+            watched: the batch.
+            gradients: as consumed, see `gradients`.
+            first_order: of the components from these, see `Components.first_order`.
         """
         scale = (watched.normalizer or 1.0) / (watched.clip_factor or 1.0)
-        causes = -scale * self.components.first_order(gradients)
+        causes = -scale * first_order
         for use in self.components.uses:  # an output matrix without a gradient: not zero, but unknown
             if use.output and use.name not in gradients:
                 unknown = np.isin(self.components.output_groups, use.owners.numpy())

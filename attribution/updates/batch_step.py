@@ -76,12 +76,10 @@ class BatchStep:
 
     def before(self, seen: Before) -> Before:
         """The same with causes, sizes and norms."""
-        watched, reduce = seen.watched, self.components.reduce
-        gradients = self.watch.gradients(watched)
-        squares = {
-            "weight_norm": reduce(lambda use: use.values, torch.square),
-            "grad_norm": reduce(lambda use: gradients.get(use.name), torch.square),
-        }
+        watched = seen.watched
+        gradients, sizes = self.watch.gradients(watched), watched.sizes.measured()
+        weights, consumed, causes = self.components.norms_and_causes(gradients)
+        squares = {"weight_norm": weights, "grad_norm": consumed}
         if self._plans:
             squares["intended_norm"] = self._intended()
         return Before(
@@ -90,9 +88,9 @@ class BatchStep:
             gradients,
             {p: local(p.grad)._version for p in self._trained() if p.grad is not None},
             {
-                "cause_before": self.watch.causes(watched, gradients),
-                "activation_before": watched.sizes.activation,
-                "gradient_before": watched.sizes.gradient * ((watched.normalizer or 1.0) / watched.scale),
+                "cause_before": self.watch.causes(watched, gradients, causes),
+                "activation_before": sizes.activation,
+                "gradient_before": sizes.gradient * ((watched.normalizer or 1.0) / watched.scale),
             },
             squares,
         )
@@ -154,8 +152,8 @@ class BatchStep:
             plan = plan_of(self.optimizer, use.parameter) if use.parameter in held else None
             if plan is not None:
                 made = plan.step
-                sums[use.name] = use.sums(*map(local, plan.arrays), of=lambda *blocks, made=made: made(*blocks).square())
-        return self.components.grouped(sums)
+                sums[use.name] = use.sums(*map(local, plan.arrays), of=lambda *blocks, made=made: [made(*blocks).square()])
+        return self.components.grouped(sums)[0]
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

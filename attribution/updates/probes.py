@@ -181,7 +181,7 @@ class ProbeReader:
         columns = {"cause_before": causes, "cause_after": self._causes}
         for when, sizes in (("before", before), ("after", self.reading.sizes)):
             assert sizes is not None
-            columns |= {f"activation_{when}": sizes.activation, f"gradient_{when}": sizes.gradient}
+            columns |= {f"{what}_{when}": value for what, value in sizes._asdict().items()}
         found = shares(path, self.batches, self.metric, start, path.node(1.0, self.reading), self.passes)
         return Step(self._behaviour(self.reading), columns, found)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attribution.components import KINDS, Components
+from attribution.store import Columns
 from attribution.updates.selection import Selection
 
 CHOSEN = 64  # neurons, and rows, by cause; as many again at random
@@ -110,7 +111,7 @@ class Rows:
         spread[self._output] = values.double().cpu()
         return spread
 
-    def frame(self, step: int, probe: str, columns: Mapping[str, Tensor], *, whole: bool = False) -> pd.DataFrame:
+    def frame(self, step: int, probe: str, columns: Mapping[str, Tensor], *, whole: bool = False) -> Columns:
         """Rows of the frame `components`.
 
         Args:
@@ -129,7 +130,7 @@ class Rows:
             sums = np.add.reduceat(array, self._starts)[self._summed] if name in _ADD_UP else np.full(len(self._summed), np.nan)
             values[name] = np.concatenate([array[where], sums])
         values |= {name: np.sqrt(values[name]) for name in SQUARED if name in values}
-        return pd.DataFrame({"step": step, **self._labels[probe, whole], **values}, copy=False)
+        return Columns({"step": step, **self._labels[probe, whole], **values})
 
     def _groups(self, positions: np.ndarray) -> np.ndarray:
         """Every part of these components, and the remainder."""

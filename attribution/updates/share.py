@@ -22,7 +22,7 @@ from attribution.components import Components
 from attribution.metrics import Metric
 from attribution.samples import Batch
 from attribution.sharding import copy_all, local, settle
-from attribution.updates.sizes import Sizes
+from attribution.updates.sizes import Measured, Sizes
 from attribution.uses import Use, sums_of_all
 
 TOLERANCE, FLOOR = 0.01, 1e-5  # a residual within TOLERANCE |change| + FLOOR (metric units) is resolved
@@ -44,7 +44,7 @@ class Reading:
     metric: float
     gradients: dict[str, Tensor]
     logits: list[Tensor]
-    sizes: Sizes | None = None
+    sizes: Measured | None = None
 
 
 def read(
@@ -96,7 +96,7 @@ def read(
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
             total += mean.item()
             logits.append(found.detach())
-    return Reading(total, gradients, logits, sizes)
+    return Reading(total, gradients, logits, sizes and sizes.measured())
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ class Path:
     def product(self, use: Use, gradient: Tensor) -> Tensor | None:
         """<gradient, dtheta> by owner, as `Use.sums` makes it; None where nothing changes."""
         ends = self.ends(use)
-        return None if ends is None else use.sums(gradient, *ends, of=along)
+        return None if ends is None else use.sums(gradient, *ends, of=lambda *blocks: [along(*blocks)])
 
     def products(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """<gradient_c, dtheta_c>: Float64 [groups]. A use without a gradient counts as zero."""
@@ -231,20 +231,12 @@ class Path:
     def moved(self, gradients: Mapping[str, Tensor]) -> Moved:
         """The whole change in one visit of the weights, and `products` with these gradients."""
         found = ((use, self.ends(use)) for use in self.components.by_shape)
-        visits = (
-            (use, (*ends, gradients[use.name]) if use.name in gradients else ends) for use, ends in found if ends is not None
-        )
-        products, squares, changed = {}, {}, {}
-        for name, (square, *product, change) in sums_of_all(visits, _moved, self.components.elements).items():
-            squares[name], changed[name] = square, change
-            if product:
-                products[name] = product[0]
-        grouped, total = self.components.grouped, 0.0
-        if self.start:
-            once = [squares[name] for name in self.start]  # not each use of a tied matrix
-            total = torch.cat([each.to(once[0].device) for each in once]).cpu().double().sum().item()
+        visits = ((use, (*ends, use.given(gradients))) for use, ends in found if ends is not None)
+        sums = sums_of_all(visits, _moved, self.components.elements)
+        squares = [sums[name][1:2] for name in self.start]  # once, not for each use of a tied matrix
+        total = torch.cat([each.to(squares[0].device) for each in squares], 1).cpu().double().sum().item() if squares else 0.0
         length = self.components.together.sums(total)[0] ** 0.5
-        return Moved(length, grouped(products), grouped(squares), grouped(changed))
+        return Moved(length, *self.components.grouped(sums, quantities=3))
 
     def node(self, s: float, reading: Reading) -> Node:
         return Node(s, reading.metric, self.products(reading.gradients))
@@ -271,10 +263,11 @@ def along(gradient: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return gradient * (end - start)
 
 
-def _moved(start: Tensor, end: Tensor, gradient: Tensor | None = None) -> list[Tensor]:
+def _moved(start: Tensor, end: Tensor, gradient: Tensor) -> Iterator[Tensor]:
     change = end - start
-    products = [] if gradient is None else [gradient * change]
-    return [change.square(), *products, change.ne_(0)]  # ne_ gives numbers: truths take five times as long to sum
+    yield gradient * change
+    yield change.square()
+    yield change.ne_(0)  # numbers: truths take five times as long to sum
 
 
 def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, end: Node, passes: int = PASSES) -> Shares:
@@ -292,7 +285,7 @@ def shares(path: Path, batches: Sequence[Batch], metric: Metric, start: Node, en
 
         with path.at(s):
             reading = read(components, batches, metric, see=see)
-        return Node(s, reading.metric, components.grouped(sums))
+        return Node(s, reading.metric, components.grouped(sums)[0])
 
     return integrate(start, end, between, passes)
 

@@ -9,8 +9,8 @@ Knows activations and gradients; knows nothing about what the gradient is of.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,16 @@ from attribution.updates.watcher import Watcher
 
 Key = Site | str
 BLOCK = 2**18, 2**24  # elements that are squared at a time: on a CPU, where they stay in its cache, and elsewhere
+BLOCK_OF_ONE = 2**20  # the same where one thread computes
+_WIDE = (torch.float32, torch.float64)
 _ROWS = "rows"
+
+
+class Measured(NamedTuple):
+    """Root mean squares over tokens, Float64 [components] each, NaN where nothing was added."""
+
+    activation: Tensor
+    gradient: Tensor
 
 
 class Sizes:
@@ -90,15 +99,19 @@ class Sizes:
                 found.add_squares(key, activation, gradient, int(tokens))
         return found
 
-    @property
-    def activation(self) -> Tensor:
-        """Float64 [components], NaN where nothing was added."""
-        return self._sizes(self._activation)
-
-    @property
-    def gradient(self) -> Tensor:
-        """Float64 [components], NaN where nothing was added."""
-        return self._sizes(self._gradient)
+    def measured(self) -> Measured:
+        """What was added, as sizes."""
+        blocks, sums = self._blocks(), (self._activation, self._gradient)
+        counts = torch.tensor([count for _, count, _ in blocks])
+        tokens = torch.tensor([self._tokens.get(key, 0) for key, _, _ in blocks]).repeat_interleave(counts)
+        total = torch.zeros(len(sums), len(tokens), dtype=torch.float64)
+        if self._tokens:
+            device = next(iter(self._activation.values())).device
+            nothing = {key: torch.zeros(count * width) for key, count, width in blocks if key not in self._tokens}
+            # a device is waited for once, not for each block
+            found = torch.cat([{**nothing, **each}[key].to(device) for each in sums for key, _, _ in blocks])
+            total.index_add_(1, self.components.of_features, found.view(len(sums), -1).cpu().double())
+        return Measured(*(total / tokens).sqrt())  # of nothing 0 / 0
 
     def _blocks(self) -> list[tuple[Key, int, int]]:
         """What can be added, in the order of components: key, number of components, features of each."""
@@ -108,19 +121,6 @@ class Sizes:
             *((Site("neuron", layer), parts.neurons, 1) for layer in range(parts.depth)),
             (_ROWS, parts.vocabulary, 1),
         ]
-
-    def _sizes(self, sums: Mapping[Key, Tensor]) -> Tensor:
-        blocks = self._blocks()
-        counts = torch.tensor([count for _, count, _ in blocks])
-        features = torch.tensor([width if key in sums else 0 for key, _, width in blocks]).repeat_interleave(counts)
-        tokens = torch.tensor([self._tokens[key] if key in sums else 0 for key, _, _ in blocks]).repeat_interleave(counts)
-        total = torch.zeros(len(tokens), dtype=torch.float64)
-        if sums:
-            device = next(iter(sums.values())).device
-            found = torch.cat([sums[key].to(device) for key, _, _ in blocks if key in sums])
-            owners = torch.arange(len(total)).repeat_interleave(features)
-            total.index_add_(0, owners, found.cpu().double())  # a device is waited for once, not for each block
-        return (total / tokens).sqrt()  # of nothing 0 / 0
 
 
 def counted(mask: Tensor) -> tuple[int, Tensor | None]:
@@ -136,18 +136,29 @@ def squares(value: Tensor, real: Tensor | None) -> Tensor:
         value: Float [..., feature].
         real: Float [token], 1 for those that count and 0 for padding; None: all count.
     """
-    value = value.detach().flatten(0, -2)
+    value = value.detach()
+    if value.is_cpu and type(value) is Tensor and value.dtype in _WIDE and torch.get_num_threads() == 1:
+        return torch.from_numpy(_squares_by_one_thread(value.numpy(), real))
+    value = value.flatten(0, -2)
     wide = torch.promote_types(value.dtype, torch.float32)
-    plain = type(value) is Tensor and value.device.type == "cpu" and value.dtype == wide
-    if plain and real is None and torch.get_num_threads() == 1:
-        array = value.numpy()  # in one visit, with no matrix in between: on one core in half the time
-        return torch.from_numpy(np.einsum("tf,tf->f", array, array))
-    ones = value.new_ones(len(value), dtype=wide) if real is None else real.to(wide)
-    tokens = max(1, BLOCK[value.device.type != "cpu"] // value.shape[-1])
+    blocks = value.split(max(1, BLOCK[value.device.type != "cpu"] // value.shape[-1]))
+    if real is None:
+        return reduce(Tensor.add_, (block.to(wide).square().sum(0) for block in blocks))  # a norm over dim 0 takes much longer
     total = value.new_zeros(value.shape[-1], dtype=wide)
-    for block, those in zip(value.split(tokens), ones.split(tokens), strict=True):
-        # a norm over dim 0 takes 15 times as long; a product that is not in place runs in half precision under autocast
-        total.addmv_(block.to(wide).square().t(), those)
+    for block, those in zip(blocks, real.to(wide).split(len(blocks[0])), strict=True):
+        total.addmv_(block.to(wide).square().t(), those)  # a product that is not in place runs in half precision under autocast
+    return total
+
+
+def _squares_by_one_thread(value: np.ndarray, real: Tensor | None) -> np.ndarray:
+    """The same in less time, of which most is what torch takes to begin."""
+    value = value.reshape(-1, value.shape[-1])
+    if real is None:
+        return np.einsum("tf,tf->f", value, value)  # in one visit, with no matrix in between
+    ones, tokens = real.numpy(), max(1, BLOCK_OF_ONE // value.shape[-1])
+    total = ones[:tokens] @ np.square(value[:tokens])
+    for at in range(tokens, len(value), tokens):
+        total += ones[at : at + tokens] @ np.square(value[at : at + tokens])
     return total
 
 

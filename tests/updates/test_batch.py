@@ -36,6 +36,11 @@ def tapped(components, encoded):
     return first_order(components, collate(encoded), zeros(components.parts), log_prob).sum(1).double()
 
 
+def causes_of(watch, found):
+    gradients = watch.gradients(found)
+    return watch.causes(found, gradients, watch.components.first_order(gradients))
+
+
 @torch.no_grad()
 def logits(components, encoded):
     return scored_logits(components.parts, collate(encoded))
@@ -61,7 +66,7 @@ def test_causes_are_the_tapped_ones_with_clip_scale_and_normalizer_undone(watch,
     tokens = sum(len(e.ids) - e.start for e in encoded)
     assert found.normalizer == pytest.approx(tokens / scale, rel=1e-5)
     assert (found.clip_factor < 0.5) if clip else (found.clip_factor == 1.0)
-    causes = watch.causes(found, watch.gradients(found))
+    causes = causes_of(watch, found)
     expected = tapped(components, encoded)
     assert causes.abs().max() > 0.1
     torch.testing.assert_close(causes, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
@@ -75,7 +80,7 @@ def test_again_is_the_same_where_nothing_moved_and_follows_where_it_did(watch):
     encoded = batch_of(6, components.parts.vocabulary)
     backward(model, encoded, parts=2)
     found = watch.take()
-    before = watch.causes(found, watch.gradients(found))
+    before = causes_of(watch, found)
     total, causes = watch.again(found)
     assert total == pytest.approx(found.log_prob, rel=1e-5)
     torch.testing.assert_close(causes, before, rtol=1e-4, atol=1e-5 * before.abs().max().item())
@@ -111,7 +116,7 @@ def test_a_loss_made_elsewhere_is_recorded_as_optimized(watch):
     assert found.normalizer is None and found.log_prob is None and watch.again(found) is None
     tokens = sum(len(e.ids) - e.start for e in encoded)
     expected = tapped(components, encoded) / tokens
-    causes = watch.causes(found, watch.gradients(found))
+    causes = causes_of(watch, found)
     torch.testing.assert_close(causes, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 

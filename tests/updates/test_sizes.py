@@ -46,6 +46,7 @@ def by_hand(model, ids, mask, scalar):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_squares_are_the_same_in_blocks_and_by_one_thread(monkeypatch, threads, block, tokens, kind):
     monkeypatch.setattr(sizes, "BLOCK", (block, block))
+    monkeypatch.setattr(sizes, "BLOCK_OF_ONE", block)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     value, real = torch.randn(tokens, 1, 5).to(kind), torch.arange(tokens).remainder(3).clamp(max=1).float()
     every, some = sizes.squares(value, None), sizes.squares(value, real)
@@ -75,6 +76,7 @@ def test_of_a_reading_in_several_batches(tiny, words, family):
     encoded = encode(words, samples)
     components = Components(model)
     sizes = read(components, batches(encoded, 3, torch.device("cpu")), log_odds, sized=True).sizes
+    assert sizes is not None
     (whole,) = batches(encoded, 4, torch.device("cpu"))
 
     def scalar():
@@ -117,7 +119,7 @@ def test_of_training_passes(tiny, checkpointing):
         loss = model(ids[part], attention_mask=mask[part], labels=labels[part]).loss * (labels[part][:, 1:] != -100).sum()
         loss.backward()
     watch.stop()
-    sizes = watch.take()
+    sizes = watch.take().measured()
     model.gradient_checkpointing_disable()
 
     def scalar():
@@ -128,11 +130,14 @@ def test_of_training_passes(tiny, checkpointing):
     torch.testing.assert_close(sizes.activation[:units].float(), activation, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(sizes.gradient[:units].float(), gradient, rtol=1e-4, atol=1e-6)
     assert sizes.activation[units:].isnan().all()
-    assert watch.take().activation.isnan().all() and not any(module._forward_pre_hooks for module in components.parts.mlp_out)
+    assert watch.take().measured().activation.isnan().all() and not any(
+        module._forward_pre_hooks for module in components.parts.mlp_out
+    )
 
 
-def test_squares_are_summed_by_no_product_that_autocast_rounds():
+def test_squares_are_summed_by_no_product_that_autocast_rounds(monkeypatch):
     """They are taken in training passes, under the trainer's autocast: that of a GPU rounds `mv`, that of a CPU does not."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # of one thread numpy sums them
     ran = set()
 
     class Ops(TorchDispatchMode):
