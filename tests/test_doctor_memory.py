@@ -9,13 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from attribution.capture import logits_alone
+from attribution.causes.ablation import ablate_each
 from attribution.causes.gradient import first_order
 from attribution.causes.reference import zeros
 from attribution.cli import main
 from attribution.components import Components
 from attribution.doctor import Plan
 from attribution.doctor.advice import fitting
-from attribution.doctor.memory import PLANNED, footprint
+from attribution.doctor.memory import PLANNED, footprint, replayed
 from attribution.doctor.opening import opened
 from attribution.doctor.passes import Shapes
 from attribution.doctor.seconds import FRESH
@@ -107,6 +108,18 @@ def test_a_reading_holds_two_gradients_at_most_however_many_batches(tiny):
         return live.peak
 
     assert most(2) - most(1) > 0.9 * weights > 0.1 * weights > most(4) - most(2)
+
+
+@pytest.mark.parametrize("samples", [8, 64])
+def test_exact_ablation_takes_what_is_said(planted, samples):
+    components = Components(planted[0])
+    row = Encoded(ids=tuple(range(1, 23)), start=20, weight=1.0, contrasts=())
+    weights, batch = sum(parameter.nbytes for parameter in components.stored.values()), collate([row] * samples)
+    said = replayed(structure(components), Plan(length=21, response=2), samples, "cpu")
+    first = components.table.query("kind == 'neuron' and layer == 0").index.to_numpy(copy=True)
+    with LiveBytes() as live:
+        ablate_each(components, first, batch, zeros(components.parts), log_odds)
+    assert said == pytest.approx(live.peak - weights, rel=0.1)
 
 
 def test_passes_are_counted_as_they_are_run():

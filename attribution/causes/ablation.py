@@ -92,7 +92,7 @@ def _keep_freed() -> None:
     glibc hands back what is free beyond twice the largest array that was ever freed, if that was below 32 MiB; in a process
     of small models that is little. No page of this one is touched.
     """
-    torch.empty(KEPT_FREE, dtype=torch.uint8)
+    np.empty(KEPT_FREE, dtype=np.uint8)  # of torch's own it would be counted as memory that is used
 
 
 def _copies(replay: Replay) -> int:

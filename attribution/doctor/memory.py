@@ -146,10 +146,12 @@ def replayed(found: Structure, plan: Plan, samples: int, device: str) -> float:
     one_by_one = plan.singles == "all" and "neuron" in plan.kinds
     units = max(found.heads, found.neurons) if one_by_one else found.heads  # of one layer and kind, which run together
     copies = max(1, min(at_once // tokens, LOGITS_AT_ONCE // logits, units))
-    copied = 4 * found.width + 3 * found.neurons
     wide, vocabulary = wide_of(found), _of_a_logit(found) * logits
+    projections = (found.heads + 2 * found.kv_heads) * found.head_dim
+    combined = one_by_one and wide >= 4 and not found.post_norms and found.experts == 1  # from known ones, see `Projected`
+    kept, copied = intact + combined * projections, 4 * found.width + 3 * found.neurons + combined * projections
     # first the layers of the copies, then their logits: as they are, the intact ones beside them, and five of the KL
-    return wide * tokens * intact + vocabulary + copies * max(wide * tokens * copied, 7 * vocabulary)
+    return wide * tokens * kept + vocabulary + copies * max(wide * tokens * copied, 7 * vocabulary)
 
 
 def wide_of(found: Structure) -> int:
