@@ -216,7 +216,7 @@ class Components:
         return self._with_gradients(uses, gradients, _product, 1)[0][torch.as_tensor(self.output_groups)]
 
     def norms_and_causes(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """In one visit, squared norms of weights and of these gradients, Float64 [groups] each, and `first_order`."""
+        """In one visit, squared norms of weights and gradients, Float64 [groups] each, and `first_order`, which see."""
         weights, given, causes = self._with_gradients(self.by_shape, gradients, _squares_and_product, 3)
         return weights, given, causes[torch.as_tensor(self.output_groups)]
 

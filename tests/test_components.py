@@ -93,6 +93,19 @@ def test_equal_uses_visited_together_have_the_sums_of_each(monkeypatch, tiny, fa
     torch.testing.assert_close(index.first_order(gradients), causes, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("missing", [(), (0, 5, -1)])
+def test_norms_and_causes_are_those_of_visits_of_their_own(index, missing):
+    gradients = {use.name: torch.randn_like(use.values) for use in index.uses}
+    for place in missing:
+        del gradients[index.uses[place].name]
+    weights, given, causes = index.norms_and_causes(gradients)
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(weights, index.reduce(lambda use: use.values, torch.square), **close)
+    torch.testing.assert_close(given, index.reduce(lambda use: gradients.get(use.name), torch.square), **close)
+    torch.testing.assert_close(causes, index.first_order(gradients), **close)
+    assert causes.any() and (given == 0).any() == bool(missing)
+
+
 def test_squares_of_half_precision_do_not_overflow(tiny):
     index = Components(tiny("llama"))
     large = torch.tensor(1000.0, dtype=torch.float16)

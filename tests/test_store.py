@@ -12,7 +12,7 @@ import pytest
 
 from attribution import store
 from attribution.errors import RunError
-from attribution.store import BATCH, COLUMNS, FORMAT, SAMPLES, RunWriter, config_hash, find_runs, is_finished, read_run
+from attribution.store import BATCH, COLUMNS, FORMAT, SAMPLES, Columns, RunWriter, config_hash, find_runs, is_finished, read_run
 
 CONFIG = {"model": "planted", "training": {"max_steps": 2, "learning_rate": 1e-3}, "seed": 1}
 STEPS = pd.DataFrame({"step": [1, 2], "loss": [2.5, None], "seconds": [0.25, 0.5]})
@@ -315,6 +315,19 @@ def test_a_frame_is_the_same_however_it_was_split_into_parts(tmp_path):
         frames.append(read_run(writer.path).parts)
     assert frames[0].equals(frames[1]) and frames[0].equals(frames[2])
     assert frames[0]["probe"].tolist() == ["b", "a", "c"]
+
+
+def test_frames_single_rows_and_columns_are_written_in_their_order(tmp_path):
+    writer = RunWriter(tmp_path, CONFIG)
+    many = {"step": 2, "probe": np.array(["b", "a"]), "metric": np.array([1.0, 2.0])}
+    for rows in ({"step": 1, "probe": "p"}, {"step": 1, "probe": "q"}, Columns(many), pd.DataFrame(many), Columns(many)):
+        writer.add("probes", rows)
+    with pytest.raises(ValueError, match="speed"):
+        writer.add("probes", Columns(speed=np.ones(2)))
+    writer.flush()
+    found = read_run(tmp_path).probes
+    assert found["step"].tolist() == [1, 1, *[2] * 6] and found["probe"].tolist() == ["p", "q", *["b", "a"] * 3]
+    assert found["metric"].isna().tolist() == [True] * 2 + [False] * 6 and found["metric"].tolist()[2:] == [1.0, 2.0] * 3
 
 
 def test_two_writers_never_share_a_directory(tmp_path):
