@@ -173,12 +173,12 @@ class Components:
         """Sums by the name of a use, as `Use.sums` makes them, within every group: Float64 [quantity, groups], on the CPU."""
         total = torch.zeros(quantities, self.group_count, dtype=torch.float64)
         if sums:
-            names = tuple(sums)
+            found = [use for use in self.uses if use.name in sums]  # in one order, so that few sets of uses are met
+            names = tuple(use.name for use in found)
             if names not in self._owned:
-                here = {use.name: use.here(use.owners) for use in self.uses}
-                self._owned[names] = torch.cat([here[name] for name in names])
+                self._owned[names] = torch.cat([use.here(use.owners) for use in found])
             device = sums[names[0]].device  # which is waited for once, not for each use
-            together = torch.cat([each.to(device) for each in sums.values()], dim=1).cpu().double()
+            together = torch.cat([sums[name].to(device) for name in names], dim=1).cpu().double()
             total.index_add_(1, self._owned[names], together)
         return self.together.sum(total)
 
